@@ -1,0 +1,76 @@
+"""What a backend must offer: the `Communicator` protocol.
+
+Every method is collective (all workers call it, in the same order) unless its text says otherwise,
+and every method that takes tensors works eagerly and inside a `tf.function`, loops included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+Tensor = Any  # tf.Tensor; TensorFlow ships no types
+
+
+@runtime_checkable
+class Communicator(Protocol):
+    """The workers of one job, and how they exchange tensors.
+
+    Attributes:
+        name: `"single"`, `"horovod"` or `"mpi"`.
+        rank: this worker's number, 0 to `size - 1`.
+        size: how many workers there are.
+        local_rank: this worker's number among those of the same host.
+        local_size: how many workers run on this host.
+    """
+
+    name: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum each tensor over all workers; every worker gets the same bits.
+
+        Args:
+            tensors: dense tensors of any numeric dtypes; shapes and dtypes equal on every worker.
+
+        Returns:
+            The sums, in the same order, shapes and dtypes.
+        """
+        ...
+
+    def allgather(self, tensor: Tensor) -> Tensor:
+        """Concatenate every worker's tensor along axis 0, in the order of ranks.
+
+        The first dimensions may differ between workers (zero included), the others may not.
+        """
+        ...
+
+    def alltoall(self, tensor: Tensor, splits: Tensor) -> Tensor:
+        """Send consecutive slices of axis 0, one to each worker; concatenate what arrives.
+
+        Args:
+            tensor: shape (sum of `splits`, ...).
+            splits: int32, shape (size,): how many rows go to each rank.
+
+        Returns:
+            The slices received, in the order of the ranks that sent them.
+        """
+        ...
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return rank 0's tensors on every worker; shapes and dtypes equal on every worker."""
+        ...
+
+    def barrier(self) -> None:
+        """Return only when every worker has called it. Not for use inside a `tf.function`."""
+        ...
+
+    def abort(self, code: int = 1) -> None:
+        """End every process of the job at once with exit status `code`. Not collective.
+
+        Never returns. Whatever should be read must have been printed and flushed before.
+        """
+        ...

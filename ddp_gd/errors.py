@@ -1,0 +1,48 @@
+"""Every exception that this package raises on purpose.
+
+::
+
+    DdpGdError
+    ├── ConfigError     (ValueError)       an argument or option that cannot be used
+    ├── DataError       (ValueError)       a file, column, cell or array that cannot be used
+    ├── ModelError      (ValueError)       a model that cannot be trained exactly
+    ├── LaunchError     (RuntimeError)     the processes of the job do not find each other
+    ├── MismatchError   (RuntimeError)     a worker was given something other than rank 0
+    ├── ReplicaError    (RuntimeError)     the workers' copies of the model parted
+    └── NumericsError   (ArithmeticError)  the loss is no longer a finite number
+
+Each also is the built-in exception in brackets, so code that catches those keeps working. A message
+quotes the offending value, says what was expected, and ends with what to do.
+"""
+
+
+class DdpGdError(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class ConfigError(DdpGdError, ValueError):
+    """An argument or option that cannot be used."""
+
+
+class DataError(DdpGdError, ValueError):
+    """A file, column, cell or array that cannot be used."""
+
+
+class ModelError(DdpGdError, ValueError):
+    """A model, loss or metric that cannot be trained exactly on shares of a mini-batch."""
+
+
+class LaunchError(DdpGdError, RuntimeError):
+    """The processes of the job do not find each other, or a backend cannot start."""
+
+
+class MismatchError(DdpGdError, RuntimeError):
+    """A worker was given another program, data set, model or setting than rank 0."""
+
+
+class ReplicaError(DdpGdError, RuntimeError):
+    """The workers' copies of the model are no longer the same."""
+
+
+class NumericsError(DdpGdError, ArithmeticError):
+    """The loss is NaN or infinite."""
