@@ -1,0 +1,79 @@
+"""What the launcher's environment variables say, and what a backend wants set before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ddp_gd.errors import LaunchError
+
+# (how many processes, which one this is), the launcher nearest to the process first. Under
+# `mpirun` inside a Slurm job the Slurm step is the one that carries Open MPI's daemons, so its
+# numbers count hosts: it is asked last.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH2
+    ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
+    ("HOROVOD_SIZE", "HOROVOD_RANK"),  # horovodrun --gloo
+    # Not SLURM_NTASKS: it is set for a lone `python` in an sbatch script too.
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+)
+
+_CPU_DEFAULTS = {
+    # Horovod's thread waits inside MPI by spinning, on the core that its own worker needs.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    # Its default of 1 ms is the floor of a small step.
+    "HOROVOD_CYCLE_TIME": "0",
+}
+
+
+class Launch(NamedTuple):
+    """How many processes the launcher started, which one this is, and the variable that says so."""
+
+    size: int
+    rank: int
+    variable: str
+
+
+def launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Read the launcher's variables; `Launch(1, 0, "")` when there are none."""
+    for size, rank in _LAUNCHERS:
+        if environ.get(size, "").isdigit() and environ.get(rank, "").isdigit():
+            return Launch(int(environ[size]), int(environ[rank]), size)
+    return Launch(1, 0, "")
+
+
+def set_cpu_defaults() -> None:
+    """Set what makes MPI and Horovod fast on CPUs, unless the user set it. Before they start."""
+    for variable, value in _CPU_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+
+
+def require_all(backend: str, size: int) -> None:
+    """Refuse to run as one of several processes that each believe they are alone.
+
+    Args:
+        backend: the name of the backend that was opened.
+        size: how many processes it sees.
+
+    Raises:
+        LaunchError: the launcher started more than that.
+    """
+    started = launch()
+    if started.size <= size:
+        return
+    remedy = {
+        "single": "Leave backend='single' out (the default finds the others), or start one "
+        "process.",
+        "mpi": "mpi4py probably loaded another MPI than the launcher's: start with the mpirun of "
+        "that MPI (`python -c 'import mpi4py.MPI as m; print(m.Get_library_version())'`), or "
+        "install mpi4py for the launcher's.",
+        "horovod": "Horovod was probably built against another MPI than the launcher's, or "
+        "without MPI (`horovodrun --check-build` tells): rebuild it, or start with that MPI's "
+        "mpirun.",
+    }[backend]
+    raise LaunchError(
+        f"{started.variable}={started.size}: the launcher started {started.size} processes, but "
+        f"backend {backend!r} sees {size}. Each would train a model of its own. {remedy}"
+    )

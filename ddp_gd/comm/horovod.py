@@ -1,0 +1,102 @@
+"""Horovod's raw collectives.
+
+Only those: `DistributedOptimizer` silently reduces nothing with Keras 3. Horovod matches the
+workers' tensors by op name, so every op has an explicit one; TensorFlow numbers equal names within
+a graph in the order of writing, the same on every worker, and `ignore_name_scope` drops what
+inlining functions and lowering loops put in front. Names may repeat between graphs, because
+`ProgramOrder` never lets two collectives be on their way at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from ddp_gd.comm.base import Tensor
+from ddp_gd.comm.tensors import MOVE_DTYPES, SUM_DTYPES, ProgramOrder, as_flat_buffers, as_movable
+
+
+class HorovodCommunicator:
+    """The `Communicator` of a job whose workers talk through Horovod (over MPI or Gloo)."""
+
+    name = "horovod"
+
+    def __init__(self) -> None:
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.local_size: int = hvd.local_size()
+        self._order = ProgramOrder()
+
+    def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum each tensor over all workers; one Horovod op for each dtype on the wire."""
+
+        def exchange(*flats: Tensor) -> list[Tensor]:
+            return [
+                hvd.allreduce(
+                    flat,
+                    op=hvd.Sum,
+                    name=f"ddp_gd_allreduce_{flat.dtype.name}",
+                    ignore_name_scope=True,
+                )
+                for flat in flats
+            ]
+
+        return as_flat_buffers(
+            tensors, SUM_DTYPES, lambda *flats: self._order.run(exchange, *flats)
+        )
+
+    def allgather(self, tensor: Tensor) -> Tensor:
+        """Concatenate every worker's tensor along axis 0, in the order of ranks."""
+
+        def exchange(rows: Tensor) -> list[Tensor]:
+            return [hvd.allgather(rows, name="ddp_gd_allgather", ignore_name_scope=True)]
+
+        return as_movable(tensor, lambda rows: self._order.run(exchange, rows)[0])
+
+    def alltoall(self, tensor: Tensor, splits: Tensor) -> Tensor:
+        """Send `splits[r]` rows to each rank r; concatenate what arrives, in the order of ranks."""
+
+        def exchange(rows: Tensor, counts: Tensor) -> list[Tensor]:
+            return list(
+                hvd.alltoall(rows, splits=counts, name="ddp_gd_alltoall", ignore_name_scope=True)
+            )
+
+        splits = tf.cast(splits, tf.int32)
+        return as_movable(tensor, lambda rows: self._order.run(exchange, rows, splits)[0])
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return rank 0's tensors on every worker; one Horovod op for each dtype on the wire."""
+
+        def exchange(*flats: Tensor) -> list[Tensor]:
+            return [
+                hvd.broadcast(
+                    flat,
+                    root_rank=0,
+                    name=f"ddp_gd_broadcast_{flat.dtype.name}",
+                    ignore_name_scope=True,
+                )
+                for flat in flats
+            ]
+
+        return as_flat_buffers(
+            tensors, MOVE_DTYPES, lambda *flats: self._order.run(exchange, *flats)
+        )
+
+    def barrier(self) -> None:
+        """Return only when every worker has called it."""
+        self.allreduce_sum([tf.zeros([1], tf.int32)])
+
+    def abort(self, code: int = 1) -> None:
+        """End this process without its exit handlers; the launcher then ends the others.
+
+        An orderly exit would wait for the peers in MPI_Finalize, and they wait for us.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,135 @@
+"""MPI through mpi4py's buffer calls (the upper-case ones: nothing is pickled), on host memory."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from mpi4py import MPI
+
+from ddp_gd.comm.base import Tensor
+from ddp_gd.comm.tensors import MOVE_DTYPES, SUM_DTYPES, ProgramOrder, as_flat_buffers, as_movable
+from ddp_gd.errors import LaunchError
+
+_MAX_COUNT = 2**31 - 1  # MPI 3 counts in C ints
+
+
+class MpiCommunicator:
+    """The `Communicator` of a job whose workers talk through mpi4py."""
+
+    name = "mpi"
+
+    def __init__(self) -> None:
+        if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+            # TensorFlow runs Python inside graphs on whichever thread is free.
+            raise LaunchError(
+                f"MPI was started with thread level {MPI.Query_thread()}, but calls come from "
+                f"several threads: at least MPI_THREAD_SERIALIZED ({MPI.THREAD_SERIALIZED}) is "
+                "needed. Leave mpi4py.rc.thread_level at its default, or use an MPI built with "
+                "thread support."
+            )
+        # Copies, so that MPI calls of the user's own can never meet ours.
+        self._comm = MPI.COMM_WORLD.Dup()
+        self.rank: int = self._comm.Get_rank()
+        self.size: int = self._comm.Get_size()
+        host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank: int = host.Get_rank()
+        self.local_size: int = host.Get_size()
+        host.Free()
+        self._order = ProgramOrder()
+        self._lock = threading.Lock()
+
+    def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum each tensor over all workers; one MPI call for each dtype on the wire."""
+
+        def add(flat: np.ndarray) -> np.ndarray:
+            total = np.empty_like(flat)
+            self._comm.Allreduce(_checked(flat), total, op=MPI.SUM)
+            return total
+
+        return as_flat_buffers(tensors, SUM_DTYPES, lambda *flats: self._each(add, flats))
+
+    def allgather(self, tensor: Tensor) -> Tensor:
+        """Concatenate every worker's tensor along axis 0, in the order of ranks."""
+
+        def gather(rows: np.ndarray) -> np.ndarray:
+            counts = np.empty(self.size, np.int64)  # rows of each worker
+            self._comm.Allgather(np.array([len(rows)], np.int64), counts)
+            everything = np.empty((counts.sum(), *rows.shape[1:]), rows.dtype)
+            width = int(np.prod(rows.shape[1:]))
+            self._comm.Allgatherv(rows, [_checked(everything), counts * width])
+            return everything
+
+        return as_movable(tensor, lambda rows: self._each(gather, [rows])[0])
+
+    def alltoall(self, tensor: Tensor, splits: Tensor) -> Tensor:
+        """Send `splits[r]` rows to each rank r; concatenate what arrives, in the order of ranks."""
+
+        def trade(rows: np.ndarray, send: np.ndarray) -> np.ndarray:
+            if send.shape != (self.size,) or send.sum() != len(rows):
+                raise ValueError(
+                    f"splits {send.tolist()} do not cut {len(rows)} rows for {self.size} workers"
+                )
+            send = send.astype(np.int64)
+            receive = np.empty(self.size, np.int64)
+            self._comm.Alltoall(send, receive)
+            arrived = np.empty((receive.sum(), *rows.shape[1:]), rows.dtype)
+            width = int(np.prod(rows.shape[1:]))
+            self._comm.Alltoallv(
+                [_checked(rows), send * width], [_checked(arrived), receive * width]
+            )
+            return arrived
+
+        splits = tf.cast(splits, tf.int32)
+        return as_movable(tensor, lambda rows: self._call(trade, rows, splits))
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return rank 0's tensors on every worker; one MPI call for each dtype on the wire."""
+
+        def send(flat: np.ndarray) -> np.ndarray:
+            buffer = flat.copy()  # TensorFlow's memory is not ours to write
+            self._comm.Bcast(_checked(buffer), root=0)
+            return buffer
+
+        return as_flat_buffers(tensors, MOVE_DTYPES, lambda *flats: self._each(send, flats))
+
+    def barrier(self) -> None:
+        """Return only when every worker has called it."""
+        with self._lock:
+            self._comm.Barrier()
+
+    def abort(self, code: int = 1) -> None:
+        """End every process of the job through MPI_Abort."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(code)
+
+    def _each(
+        self, function: Callable[[np.ndarray], np.ndarray], tensors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return [self._call(function, tensor) for tensor in tensors]
+
+    def _call(self, function: Callable[..., np.ndarray], *tensors: Tensor) -> Tensor:
+        """Run `function` on the tensors' memory in its turn; the result has the first's dtype."""
+
+        def locked(*arrays: np.ndarray) -> np.ndarray:
+            with self._lock:
+                return function(*arrays)
+
+        def collective(*inputs: Tensor) -> list[Tensor]:
+            with tf.device("/cpu:0"):
+                return [tf.numpy_function(locked, inputs, inputs[0].dtype)]
+
+        return self._order.run(collective, *tensors)[0]
+
+
+def _checked(buffer: np.ndarray) -> np.ndarray:
+    if buffer.size > _MAX_COUNT:
+        raise ValueError(
+            f"one MPI call cannot move {buffer.size} values, at most {_MAX_COUNT}: "
+            "use the Horovod backend or a smaller model"
+        )
+    return buffer

@@ -1,0 +1,130 @@
+"""What the distributed backends share: program order inside graphs, flat buffers, wire dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow as tf
+
+from ddp_gd.comm.base import Tensor
+from ddp_gd.errors import ConfigError
+
+# A sum travels in a dtype that every backend adds natively and that loses nothing: halves are
+# added in float32 and rounded once, integers wrap around as their own dtype does.
+SUM_DTYPES = {
+    **{t: t for t in (tf.float32, tf.float64, tf.int32, tf.int64)},
+    tf.float16: tf.float32,
+    tf.bfloat16: tf.float32,
+    tf.bool: tf.int32,
+    **{t: tf.int32 for t in (tf.int8, tf.uint8, tf.int16, tf.uint16)},
+    tf.uint32: tf.int64,
+    tf.uint64: tf.int64,
+}
+
+# What only moves may travel as any dtype of the same width.
+MOVE_DTYPES = {
+    **{t: t for t in (tf.float32, tf.float64, tf.int32, tf.int64)},
+    **{t: t for t in (tf.int8, tf.uint8, tf.int16, tf.uint16)},
+    tf.bool: tf.uint8,
+    tf.float16: tf.int16,
+    tf.bfloat16: tf.int16,
+    tf.uint32: tf.int32,
+    tf.uint64: tf.int64,
+    tf.complex64: tf.int64,
+}
+
+
+class ProgramOrder:
+    """Runs the collectives of a graph one after another, in the order in which they were written.
+
+    TensorFlow would run independent collectives in any order (mpi4py needs the same one on every
+    worker), start the next iteration's before this one's has ended (Horovod refuses two of one
+    name), and drop one whose result a worker does not use (its peers would wait for ever). A
+    variable that is changed before and after each collective prevents all three: automatic control
+    dependencies keep the changes of a variable in program order, nested functions, branches and
+    loop bodies included, and run them whether or not anyone reads it.
+    """
+
+    def __init__(self) -> None:
+        self._ticket: tf.Variable | None = None
+
+    @tf.autograph.experimental.do_not_convert
+    def run(self, collective: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Tensor]:
+        """Return `collective(*tensors)`, in its turn."""
+        if tf.executing_eagerly():
+            return collective(*tensors)
+        if self._ticket is None:
+            with tf.init_scope(), tf.device("/cpu:0"):
+                self._ticket = tf.Variable(0, dtype=tf.int64, trainable=False, name="ddp_gd_ticket")
+        with tf.control_dependencies([self._ticket.assign_add(1, read_value=False)]):
+            # Horovod's ops are not marked stateful, so the graph optimizer may evaluate one whose
+            # input happens to be a constant on this worker. It never looks through a placeholder.
+            inputs = [tf.raw_ops.PlaceholderWithDefault(input=t, shape=t.shape) for t in tensors]
+            results = collective(*inputs)
+        with tf.control_dependencies(results):
+            self._ticket.assign_add(1, read_value=False)
+        return results
+
+
+@tf.autograph.experimental.do_not_convert
+def as_flat_buffers(
+    tensors: Sequence[Tensor],
+    dtypes: Mapping[tf.DType, tf.DType],
+    exchange: Callable[..., list[Tensor]],
+) -> list[Tensor]:
+    """Apply `exchange` to one flat buffer for each wire dtype, and cut the results up again.
+
+    Args:
+        tensors: any shapes and dtypes.
+        dtypes: the wire dtype of each dtype, `SUM_DTYPES` or `MOVE_DTYPES`.
+        exchange: takes flat buffers of different dtypes, returns as many of the same shapes.
+
+    Returns:
+        Tensors with the shapes and dtypes of `tensors`.
+    """
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    members: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        members.setdefault(_wire_dtype(tensor, dtypes), []).append(i)
+    if not members:
+        return []
+    flats = []
+    for dtype, indices in members.items():
+        parts = [tf.reshape(_convert(tensors[i], dtype, dtypes), [-1]) for i in indices]
+        flats.append(parts[0] if len(parts) == 1 else tf.concat(parts, axis=0))
+    results: list[Tensor] = [None] * len(tensors)
+    for indices, flat in zip(members.values(), exchange(*flats), strict=True):
+        sizes = [tf.size(tensors[i]) for i in indices]
+        parts = [flat] if len(indices) == 1 else tf.split(flat, sizes, num=len(indices))
+        for i, part in zip(indices, parts, strict=True):
+            shaped = tf.ensure_shape(tf.reshape(part, tf.shape(tensors[i])), tensors[i].shape)
+            results[i] = _convert(shaped, tensors[i].dtype, dtypes)
+    return results
+
+
+@tf.autograph.experimental.do_not_convert
+def as_movable(tensor: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `exchange`, which moves rows of axis 0, to `tensor` in its wire dtype."""
+    tensor = tf.convert_to_tensor(tensor)
+    wired = _convert(tensor, _wire_dtype(tensor, MOVE_DTYPES), MOVE_DTYPES)
+    result = tf.ensure_shape(exchange(wired), [None, *tensor.shape[1:]])
+    return _convert(result, tensor.dtype, MOVE_DTYPES)
+
+
+def _wire_dtype(tensor: Tensor, dtypes: Mapping[tf.DType, tf.DType]) -> tf.DType:
+    try:
+        return dtypes[tensor.dtype]
+    except KeyError:
+        names = ", ".join(sorted(t.name for t in dtypes))
+        raise ConfigError(
+            f"Tensors of dtype {tensor.dtype.name!r} cannot be exchanged here, only {names}. "
+            "Cast it first."
+        ) from None
+
+
+def _convert(tensor: Tensor, dtype: tf.DType, dtypes: Mapping[tf.DType, tf.DType]) -> Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    if dtypes is MOVE_DTYPES and tf.bool not in (tensor.dtype, dtype):
+        return tf.bitcast(tensor, dtype)
+    return tf.cast(tensor, dtype)

@@ -1,0 +1,200 @@
+"""What every communicator must do. Run by each worker of a job: `comm_conformance.py BACKEND SIZE`.
+
+Prints `conforms` on rank 0; the first wrong value raises.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from ddp_gd.comm import Communicator, open_communicator
+
+SUMMED = ["float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8", "int8"]
+SUMMED += ["int16", "uint16", "uint32", "uint64", "bool"]
+MOVED = [*SUMMED, "complex64"]
+
+
+def same(actual: tf.Tensor, expected: object, dtype: str | None = None) -> None:
+    """Equal values, shape and dtype, exactly."""
+    values = tf.convert_to_tensor(expected, dtype or actual.dtype)
+    assert actual.dtype == values.dtype, (actual.dtype, values.dtype)
+    assert actual.shape == values.shape, (actual.shape, values.shape)
+    assert np.array_equal(actual.numpy(), values.numpy()), (actual, values)
+
+
+def ways(function: Callable) -> list[Callable]:
+    """The function as it is, and as a graph."""
+    return [function, tf.function(function)]
+
+
+def allreduce_adds_in_every_dtype(comm: Communicator) -> None:
+    n, r = comm.size, comm.rank
+    for call in ways(lambda *tensors: comm.allreduce_sum(tensors)):
+        values = [tf.cast(tf.constant([[r, 1], [2, 3]]), dtype) for dtype in SUMMED]
+        for total, dtype in zip(call(*values), SUMMED, strict=True):
+            summed = tf.constant([[n * (n - 1) // 2, n], [2 * n, 3 * n]])
+            same(total, tf.cast(summed, dtype), dtype)
+    assert comm.allreduce_sum([]) == []
+    scalar, empty, row = comm.allreduce_sum(
+        [tf.constant(1.5), tf.zeros([0, 3]), tf.ones([2], tf.float32)]
+    )
+    same(scalar, 1.5 * n)
+    same(empty, np.zeros([0, 3]))
+    same(row, [n, n])
+    same(comm.allreduce_sum([tf.zeros([0], tf.int64)])[0], np.zeros([0]))
+    # Unsigned sums wrap around, as they do in TensorFlow.
+    same(comm.allreduce_sum([tf.constant([200], tf.uint8)])[0], [200 * n % 256])
+    big = 2**63 + 5
+    total = comm.allreduce_sum([np.array([big], np.uint64)])[0]
+    same(total, np.array([big * n % 2**64], np.uint64))
+
+
+def float_sums_have_the_same_bits_on_every_worker(comm: Communicator) -> None:
+    for shape in [(3,), (1000,), (300_001,)]:
+        mine = np.random.default_rng(comm.rank).normal(size=shape).astype("float32")
+        total = comm.allreduce_sum([mine])[0]
+        bits = tf.bitcast(total, tf.int32)[None]
+        everyone = comm.allgather(bits)
+        assert everyone.shape[0] == comm.size
+        assert (everyone.numpy() == everyone.numpy()[0]).all()
+        exact = sum(
+            np.random.default_rng(r).normal(size=shape).astype("float32").astype("float64")
+            for r in range(comm.size)
+        )
+        np.testing.assert_allclose(total, exact, rtol=0, atol=1e-5)
+
+
+def allgather_keeps_the_order_of_ranks(comm: Communicator) -> None:
+    n, r = comm.size, comm.rank
+    for call in ways(comm.allgather):
+        for dtype in MOVED:
+            # rank r brings r rows, so rank 0 none
+            mine = tf.cast(tf.fill([r, 2], r), dtype)
+            rows = [[q, q] for q in range(n) for _ in range(q)]
+            same(call(mine), tf.cast(tf.reshape(tf.constant(rows, tf.int32), [-1, 2]), dtype))
+    same(comm.allgather(tf.constant([r], tf.int64)), list(range(n)))
+    same(comm.allgather(tf.zeros([0, 4])), np.zeros([0, 4]))
+    same(comm.allgather(tf.zeros([r + 1, 0])), np.zeros([n * (n + 1) // 2, 0]))
+
+
+def alltoall_delivers_each_slice(comm: Communicator) -> None:
+    n, r = comm.size, comm.rank
+    for call in ways(comm.alltoall):
+        for dtype in MOVED:
+            # rank r sends (r + q) % 3 rows to rank q, each holding (r, q)
+            counts = [(r + q) % 3 for q in range(n)]
+            sent = [[r, q] for q in range(n) for _ in range(counts[q])]
+            mine = tf.cast(tf.reshape(tf.constant(sent, tf.int32), [-1, 2]), dtype)
+            rows = [[q, r] for q in range(n) for _ in range((q + r) % 3)]
+            same(
+                call(mine, tf.constant(counts, tf.int32)),
+                tf.cast(tf.reshape(tf.constant(rows, tf.int32), [-1, 2]), dtype),
+            )
+    nothing = comm.alltoall(tf.zeros([0, 2]), tf.zeros([n], tf.int32))
+    same(nothing, np.zeros([0, 2]))
+
+
+def broadcast_gives_rank_0s(comm: Communicator) -> None:
+    for call in ways(lambda *tensors: comm.broadcast(tensors)):
+        mine = [tf.cast(tf.constant([[comm.rank, 1]]), dtype) for dtype in MOVED]
+        for value, dtype in zip(call(*mine), MOVED, strict=True):
+            same(value, tf.cast(tf.constant([[0, 1]]), dtype))
+    text = np.frombuffer(b"any bytes" if comm.rank == 0 else b"ANY BYTES", np.uint8)
+    assert comm.broadcast([text])[0].numpy().tobytes() == b"any bytes"
+    nan = np.array([0x7FC12345], np.uint32).view("float32")
+    assert comm.broadcast([nan])[0].numpy().tobytes() == nan.tobytes()
+
+
+def loops_may_hold_several_collectives(comm: Communicator) -> None:
+    """Two independent collectives an iteration; neither needs the iteration before."""
+    n, r, steps = comm.size, comm.rank, 300
+
+    @tf.function
+    def run(steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def body(i, sums, rows, products):
+            # of another shape on every worker
+            gathered = comm.allgather(tf.fill([(i + r) % 3, 2], i + r))
+            # mixed dtypes
+            a, b = comm.allreduce_sum([tf.fill([5], i), tf.cast(tf.fill([2, 2], i + r), "float32")])
+            got = comm.alltoall(tf.fill([n], i * 10 + r), tf.ones([n], tf.int32))
+            return (
+                i + 1,
+                sums + tf.reduce_sum(a) + tf.cast(tf.reduce_sum(b), tf.int32),
+                rows + tf.reduce_sum(gathered),
+                products + tf.reduce_sum(got),
+            )
+
+        zero = tf.constant(0)
+        _, sums, rows, products = tf.while_loop(
+            lambda i, *_: i < steps, body, (zero, zero, zero, zero), parallel_iterations=10
+        )
+        after = comm.allreduce_sum([sums])[0]
+        return sums, rows, products, after
+
+    sums, rows, products, after = run(tf.constant(steps))
+    each = [5 * n * i + 4 * sum(i + q for q in range(n)) for i in range(steps)]
+    same(sums, sum(each))
+    same(rows, sum(2 * ((i + q) % 3) * (i + q) for i in range(steps) for q in range(n)))
+    same(products, sum(10 * i + q for i in range(steps) for q in range(n)))
+    same(after, n * sum(each))
+
+
+def graphs_that_differ_between_workers_still_meet(comm: Communicator) -> None:
+    """Unused results, constant inputs and equal calls are neither dropped, folded nor merged."""
+
+    @tf.function
+    def run(x: tf.Tensor) -> tf.Tensor:
+        unused = comm.allreduce_sum([x * 2])[0]
+        if comm.rank == 0:
+            x += 0.0 * unused[0]
+        # A constant here on one worker, and equal constants on some.
+        mine = tf.constant([1.0, 1.0]) if comm.rank == 0 else x
+        a = comm.allreduce_sum([mine])[0]
+        b = comm.allreduce_sum([tf.constant([1.0, 1.0]) if comm.rank < 2 else mine])[0]
+        c = comm.allgather(tf.zeros([0, 2]) if comm.rank == 0 else mine[None])
+        d = tf.cond(x[0] > 0, lambda: comm.allreduce_sum([x])[0], lambda: x)
+        return tf.concat([a, b, d, c[:, 0]], axis=0)
+
+    for _ in range(3):
+        n = comm.size
+        same(run(tf.ones([2])), [n] * 6 + [1] * (n - 1))
+
+
+def slow_workers_are_waited_for(comm: Communicator) -> None:
+    comm.barrier()
+    start = time.monotonic()
+    if comm.rank == comm.size - 1:
+        time.sleep(0.5)
+    comm.barrier()
+    assert time.monotonic() - start > 0.45
+
+
+def main(backend: str, size: int) -> None:
+    comm = open_communicator(backend)
+    assert isinstance(comm, Communicator)
+    assert (comm.size, comm.local_size, comm.local_rank) == (size, size, comm.rank), vars(comm)
+    for check in (
+        allreduce_adds_in_every_dtype,
+        float_sums_have_the_same_bits_on_every_worker,
+        allgather_keeps_the_order_of_ranks,
+        alltoall_delivers_each_slice,
+        broadcast_gives_rank_0s,
+        loops_may_hold_several_collectives,
+        graphs_that_differ_between_workers_still_meet,
+        slow_workers_are_waited_for,
+    ):
+        check(comm)
+        if "-v" in sys.argv:
+            print(comm.rank, check.__name__, file=sys.stderr, flush=True)
+    comm.barrier()
+    if comm.rank == 0:
+        print(f"conforms: {comm.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,74 @@
+"""Starts real jobs of several workers for the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
+_ROOT = Path(__file__).parents[1]
+# What says "you are part of a job"; a test run may itself have been started by a launcher.
+_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "MV2_", "HOROVOD_", "SLURM_")
+
+
+def run_job(
+    np: int,
+    argv: Sequence[str],
+    launcher: str = "horovodrun",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python *argv` as a job of `np` workers, and return what it printed and its exit status.
+
+    Args:
+        np: how many workers; more than there are cores is fine.
+        argv: arguments of the Python interpreter: a script or `-m module`, and its arguments.
+        launcher: `"horovodrun"`, `"mpirun"`, or `"python"` for a process of its own (`np` is 1).
+        env: variables to add.
+        timeout: seconds; then the whole job is killed and `subprocess.TimeoutExpired` raised.
+    """
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environ |= {
+        "PATH": f"{_BIN}{os.pathsep}{environ.get('PATH', '')}",
+        "PYTHONPATH": f"{_ROOT}{os.pathsep}{environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+        "PYTHONFAULTHANDLER": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+        # A container's root is nobody special, and two cores must carry four workers.
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+        **(env or {}),
+    }
+    start = {
+        "horovodrun": [str(_BIN / "horovodrun"), "-np", str(np), "-H", f"localhost:{np}"],
+        "mpirun": [str(_BIN / "mpirun"), "-np", str(np)],
+        "python": [],
+    }[launcher]
+    command = [*start, sys.executable, *argv]
+    with subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a job that hangs can be killed with all its workers
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            # The launcher first ends its workers, which may be in sessions of their own.
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
