@@ -1,0 +1,113 @@
+"""Which rows make up each step, and which of them each worker computes.
+
+Integers in, integers out: nothing here knows a communicator, a framework or a clock, so every
+worker works out the same plan by itself, and none is ever sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from .errors import ConfigError
+
+
+def block(total: int, parts: int, index: int) -> tuple[int, int]:
+    """Return `(start, stop)` of block `index` when `total` items are cut into `parts` blocks.
+
+    Blocks are consecutive, and their sizes differ by at most one, the larger ones first; with fewer
+    items than parts the last blocks are empty.
+    """
+    size, larger = divmod(total, parts)
+    start = index * size + min(index, larger)
+    return start, start + size + (index < larger)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one worker computes of one step.
+
+    Attributes:
+        start: first position in the global mini-batch that it computes.
+        stop: first position that it does not compute any more; `stop == start` is an empty share.
+        micro_batch: the number, within the global mini-batch, of its first micro-batch.
+    """
+
+    start: int
+    stop: int
+    micro_batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The global mini-batches of every epoch, as a pure function of a few integers.
+
+    Attributes:
+        rows: observations in the training data.
+        batch_size: observations in one global mini-batch; the last of an epoch may be smaller.
+        micro_batch_size: rows in one micro-batch, or None: a share is then one micro-batch.
+        shuffle: True for a new order each epoch, `"batch"` for a new order inside each global
+            mini-batch, False for the order of the data.
+        seed: what the order depends on, beside the epoch.
+    """
+
+    rows: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    shuffle: bool | Literal["batch"] = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ConfigError(f"The data have {self.rows} rows; training needs at least one.")
+        for name in ("batch_size", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value!r} must be at least 1.")
+        if self.shuffle not in (True, False, "batch"):
+            raise ConfigError(f"shuffle={self.shuffle!r} must be True, False or 'batch'.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed!r} must be from 0 to 2**63 - 1.")
+
+    @property
+    def steps(self) -> int:
+        """Steps in one epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def step_rows(self, step: int) -> int:
+        """Rows of the global mini-batch of `step`."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
+
+    def share(self, step: int, rank: int, size: int) -> Share:
+        """What worker `rank` of `size` computes of `step`: consecutive micro-batches."""
+        rows = self.step_rows(step)
+        if self.micro_batch_size is None:
+            return Share(*block(rows, size, rank), micro_batch=rank)
+        micro_batches = -(-rows // self.micro_batch_size)
+        first, last = block(micro_batches, size, rank)
+        return Share(
+            start=min(rows, first * self.micro_batch_size),
+            stop=min(rows, last * self.micro_batch_size),
+            micro_batch=first,
+        )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Row numbers of one epoch in the order of training.
+
+        Returns:
+            int64, shape (rows,): a permutation of `0 .. rows - 1`; global mini-batch `step` is
+            `order[step * batch_size:][:batch_size]`.
+        """
+        if self.shuffle is False:
+            return np.arange(self.rows)
+        # A generator of its own for each epoch: epoch 7 has the same order in a run that began
+        # with epoch 7 as in one that began with epoch 0.
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.shuffle is True:
+            return generator.permutation(self.rows)
+        order = np.arange(self.rows)
+        for step in range(self.steps):
+            generator.shuffle(order[step * self.batch_size :][: self.batch_size])
+        return order
