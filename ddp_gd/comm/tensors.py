@@ -39,30 +39,32 @@ class ProgramOrder:
 
     TensorFlow would run independent collectives in any order (mpi4py needs the same one on every
     worker), start the next iteration's before this one's has ended (Horovod refuses two of one
-    name), and drop one whose result a worker does not use (its peers would wait for ever). A
-    variable that is changed before and after each collective prevents all three: automatic control
-    dependencies keep the changes of a variable in program order, nested functions, branches and
-    loop bodies included, and run them whether or not anyone reads it.
+    name), drop one whose result a worker does not use, and, since Horovod's ops are not marked
+    stateful, evaluate one beforehand where its input happens to be constant on one worker (the
+    peers would wait for ever). So each collective reads a variable before and changes it after:
+    automatic control dependencies keep the uses of a variable in program order, nested functions,
+    branches and loop bodies included, and let none be dropped.
     """
 
     def __init__(self) -> None:
-        self._ticket: tf.Variable | None = None
+        self._zero: tf.Variable | None = None  # always 0, but no optimizer can know
 
     @tf.autograph.experimental.do_not_convert
     def run(self, collective: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Tensor]:
         """Return `collective(*tensors)`, in its turn."""
         if tf.executing_eagerly():
             return collective(*tensors)
-        if self._ticket is None:
+        if self._zero is None:
             with tf.init_scope(), tf.device("/cpu:0"):
-                self._ticket = tf.Variable(0, dtype=tf.int64, trainable=False, name="ddp_gd_ticket")
-        with tf.control_dependencies([self._ticket.assign_add(1, read_value=False)]):
-            # Horovod's ops are not marked stateful, so the graph optimizer may evaluate one whose
-            # input happens to be a constant on this worker. It never looks through a placeholder.
-            inputs = [tf.raw_ops.PlaceholderWithDefault(input=t, shape=t.shape) for t in tensors]
-            results = collective(*inputs)
-        with tf.control_dependencies(results):
-            self._ticket.assign_add(1, read_value=False)
+                self._zero = tf.Variable(0, dtype=tf.int32, trainable=False, name="ddp_gd_zero")
+        zero = self._zero.read_value()
+        # The whole tensor, uncopied; but no constant, because it starts where a variable says.
+        inputs = [tf.slice(t, tf.fill([t.shape.rank], zero), [-1] * t.shape.rank) for t in tensors]
+        results = collective(*inputs)
+        # Mere control dependencies on ops that are not stateful are optimized away; this stays.
+        used = tf.raw_ops.Assert(condition=tf.equal(zero, 0), data=results)
+        with tf.control_dependencies([used]):
+            self._zero.assign(0, read_value=False)
         return results
 
 
