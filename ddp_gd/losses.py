@@ -49,6 +49,8 @@ class CompiledLosses:
     def denominators(self, y: Any, y_pred: Any, sample_weight: Any) -> Tensor | None:
         """What each loss divides by on these rows, where that depends on the data.
 
+        Only for a global mini-batch that is cut into pieces.
+
         Returns:
             float32, shape (losses,), with 0 where it is the number of rows or nothing; None if that
             holds for all of them (known while tracing, so the caller can leave out a collective).
@@ -85,11 +87,12 @@ class CompiledLosses:
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
             value = loss(y_true, y_pred, weight)
             self._require_scalar(loss, value)
-            own = self._denominator(loss, y_true, y_pred, weight)
-            if own is not None:
-                value *= tf.cast(tf.math.divide_no_nan(own, totals[index]), value.dtype)
-            elif loss.reduction != "sum":
-                value *= tf.cast(row_share, value.dtype)
+            if self._splits and loss.reduction != "sum":
+                own = self._denominator(loss, y_true, y_pred, weight)
+                fraction = row_share
+                if own is not None:
+                    fraction = tf.math.divide_no_nan(own, totals[index])
+                value *= tf.cast(fraction, value.dtype)
             parts.append(value)
             return value
 
@@ -115,8 +118,7 @@ class CompiledLosses:
         ones = _Ones(loss)
         weighted = loss.reduction == "mean_with_sample_weight" and weight is not None
         denominator = ones(y_true, y_pred, weight if weighted else None)
-        if self._splits:
-            _require_rows(loss, ones.rank)
+        _require_rows(loss, ones.rank)
         masked = ones.masked or getattr(y_pred, "_keras_mask", None) is not None
         return ops.cast(denominator, "float32") if masked or weighted else None
 

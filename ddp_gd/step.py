@@ -12,6 +12,7 @@ smaller than another.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,15 @@ class Sums(NamedTuple):
     gradients: list[Tensor]  # d loss / d w, for each w that the loss depends on
     state: list[Tensor]  # the new values of other variables that a forward pass changes
     metrics: list[Tensor]  # what the rows add to the metrics' states
+
+
+class Pieces(NamedTuple):
+    """What the micro-batches of a step are, one after the other, in the order of rows."""
+
+    # The gradients of Embeddings: the table's rows that were looked up, with a gradient each. Not
+    # added up, because Keras's optimizers treat a row that occurs twice in ways of their own.
+    indices: list[Tensor]
+    values: list[Tensor]
 
 
 class StepResult(NamedTuple):
@@ -118,26 +128,26 @@ class Steps:
     ) -> tuple[Tensor, Tensor]:
         """THE step: this worker's sums, their reduction over all workers, the update."""
         totals = self._denominators(share)
-        local = self._over_micro_batches(
+        local, pieces = self._over_micro_batches(
             self._sum, share, lambda rows, index: (rows, batch_rows, micro_batch + index, totals)
         )
         sums = self._reduce(local)
         if self.training:
-            self._update(sums.gradients)
+            self._update(sums, self._gather(pieces))
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
         return tf.math.is_finite(sums.loss), tf.math.is_finite(local.loss)
 
     def _denominators(self, share: list[Tensor]) -> Tensor:
         """What each loss divides by on the whole global mini-batch, where the data decide it."""
-        if not self.splits or self._count.structured_outputs is None:
+        if not self.splits or self._count.structured_outputs[0] is None:
             return tf.zeros(len(self.losses))
-        own = self._over_micro_batches(self._count, share, lambda rows, _: (rows,))
+        own, _ = self._over_micro_batches(self._count, share, lambda rows, _: (rows,))
         return self._reduce(own)
 
     def _micro_batch_sums(
         self, rows: list[Tensor], batch_rows: Tensor, micro_batch: Tensor, totals: Tensor
-    ) -> Sums:
+    ) -> tuple[Sums, Pieces]:
         """Forward and backward through one micro-batch: its part of every sum."""
         model, state = self.model, self.state
         x, y, sample_weight = self.signature.unpack(rows)
@@ -154,16 +164,20 @@ class Steps:
             model.compute_metrics(x, y, y_pred, sample_weight)
             new_state, metrics = state.sums(scope, row_share, micro_batch)
         gradients = tape.gradient(scaled, weights) if self.training else []
-        # The loss may not depend on every weight; which ones is known while tracing.
-        self._has_gradient = [gradient is not None for gradient in gradients]
-        gradients = [
-            self._addable(gradient, weight.shape)
-            for gradient, weight in zip(gradients, weights, strict=False)
-            if gradient is not None
+        # Known while tracing: the loss may not depend on every weight.
+        self._kinds = [type(gradient) for gradient in gradients]
+        slices = [g for g in gradients if isinstance(g, tf.IndexedSlices)]
+        dense = [
+            tf.ensure_shape(gradient, weight.shape)
+            for gradient, weight in zip(gradients, state.weights, strict=False)
+            if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
         ]
-        return Sums(loss, losses, gradients, new_state, metrics)
+        return (
+            Sums(loss, losses, dense, new_state, metrics),
+            Pieces([g.indices for g in slices], [g.values for g in slices]),
+        )
 
-    def _micro_batch_denominators(self, rows: list[Tensor]) -> Tensor | None:
+    def _micro_batch_denominators(self, rows: list[Tensor]) -> tuple[Tensor | None, tuple]:
         """What each loss divides by on one micro-batch, None if its rows tell.
 
         Only masks are needed of the forward pass: TensorFlow prunes the rest from the graph.
@@ -172,44 +186,51 @@ class Steps:
         weights = [tf.convert_to_tensor(variable.value) for variable in self.state.weights]
         with self.state.copies(weights, tf.constant(0)):
             y_pred = self._forward(x, training=False)
-            return self.losses.denominators(y, y_pred, sample_weight)
+            return self.losses.denominators(y, y_pred, sample_weight), ()
 
     def _forward(self, x: Any, training: bool) -> Any:
         if self.model._call_has_training_arg:
             return self.model(x, training=training)
         return self.model(x)
 
-    def _addable(self, gradient: Tensor, shape: tf.TensorShape) -> Tensor:
-        """Make the gradient of an Embedding, which lists rows and their gradients, dense."""
-        if not self.splits:
-            return gradient
-        return tf.ensure_shape(tf.convert_to_tensor(gradient), shape)
-
     def _over_micro_batches(
         self, function: Any, share: list[Tensor], arguments: Callable[..., tuple]
-    ) -> Any:
-        """Sum `function(*arguments(rows, index))` over the share's micro-batches, in order."""
+    ) -> tuple[Any, Any]:
+        """Add up, and join, what `function(*arguments(rows, index))` gives for each micro-batch."""
         size = self.micro_batch_size
         if size is None:
             return function(*arguments(share, 0))
         rows = tf.shape(share[0])[0]
 
-        def add(index: Tensor, sums: Any) -> tuple[Tensor, Any]:
+        def add(index: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
             start = index * size
             stop = start + tf.minimum(size, rows - start)
-            more = function(*arguments([array[start:stop] for array in share], index))
-            return index + 1, tf.nest.map_structure(tf.add, sums, more)
+            result = function(*arguments([array[start:stop] for array in share], index))
+            join = functools.partial(tf.nest.map_structure, lambda a, b: tf.concat([a, b], axis=0))
+            return (
+                index + 1,
+                tf.nest.map_structure(tf.add, sums, result[0]),
+                join(pieces, result[1]),
+            )
 
-        zeros = tf.nest.map_structure(
-            lambda spec: tf.zeros(spec.shape, spec.dtype), function.structured_outputs
+        sums, pieces = function.structured_outputs
+        none_yet = (
+            tf.constant(0),
+            tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums),
+            tf.nest.map_structure(lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype), pieces),
         )
-        _, sums = tf.while_loop(
-            lambda index, _: index < -(-rows // size),
+        _, sums, pieces = tf.while_loop(
+            lambda index, *_: index < -(-rows // size),
             add,
-            (tf.constant(0), zeros),
+            none_yet,
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.nest.map_structure(lambda spec: spec.shape, sums),
+                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
+            ),
             parallel_iterations=1,
         )
-        return sums
+        return sums, pieces
 
     def _reduce(self, sums: Any) -> Any:
         """Add up all workers' sums."""
@@ -218,17 +239,24 @@ class Steps:
         reduced = self.communicator.allreduce_sum(tf.nest.flatten(sums))
         return tf.nest.pack_sequence_as(sums, reduced)
 
-    def _update(self, gradients: list[Tensor]) -> None:
+    def _gather(self, pieces: Pieces) -> Pieces:
+        """Join all workers' pieces."""
+        if self.communicator.size == 1:
+            return pieces
+        return tf.nest.map_structure(self.communicator.allgather, pieces)
+
+    def _update(self, sums: Sums, pieces: Pieces) -> None:
         """Let the optimizer make its one update; clipping and weight decay happen inside it."""
-        left = iter(gradients)
-        pairs = [
-            (next(left) if has_gradient else None, variable)
-            for has_gradient, variable in zip(
-                self._has_gradient, self.state.weights, strict=True
-            )
-        ]
-        if pairs:
-            self.model.optimizer.apply_gradients(pairs)
+        dense = iter(sums.gradients)
+        slices = zip(pieces.values, pieces.indices, strict=True)
+        gradients = []
+        for kind, weight in zip(self._kinds, self.state.weights, strict=True):
+            if kind is tf.IndexedSlices:
+                gradients.append(tf.IndexedSlices(*next(slices), tf.constant(list(weight.shape))))
+            else:
+                gradients.append(None if kind is type(None) else next(dense))
+        if gradients:
+            self.model.optimizer.apply_gradients(zip(gradients, self.state.weights, strict=True))
 
 
 def _trace(function: Callable[..., Any], *signature: Any) -> Any:

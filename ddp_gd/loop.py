@@ -1,0 +1,116 @@
+"""Epochs over the steps of a plan: many steps in each call into TensorFlow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from .arrays import Arrays
+from .comm.base import Communicator
+from .errors import NumericsError
+from .plan import Plan
+from .step import Steps
+
+# A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
+# so that a progress bar moves at least twice a second and Ctrl-C works.
+SECONDS_PER_CALL = 0.3
+BYTES_PER_CALL = 64 * 2**20
+
+
+class Loop:
+    """One worker's way through the steps of an epoch.
+
+    Args:
+        steps: the model's compiled steps.
+        arrays: the rows.
+        plan: which rows make up each step.
+        communicator: the workers.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        arrays: Arrays,
+        plan: Plan,
+        communicator: Communicator,
+    ):
+        self._steps = steps
+        self._arrays = arrays
+        self._plan = plan
+        self._communicator = communicator
+        self._order = np.arange(0)
+        self._epoch = 0
+        self._steps_per_call = 1
+        self._measured = False
+        first = plan.shares(0, 1, communicator.rank, communicator.size)
+        rows = arrays.take(first.positions[:1])
+        step_bytes = sum(leaf.nbytes for leaf in rows) * max(len(first.positions), 1)
+        self._most_steps = max(1, BYTES_PER_CALL // max(step_bytes, 1))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return self._plan.steps
+
+    def calls(self, epoch: int, every_step: bool = False) -> Iterator[tuple[int, int]]:
+        """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
+
+        Args:
+            epoch: counted from 0.
+            every_step: one step each, for callbacks that want to see them.
+        """
+        self._epoch = epoch
+        self._order = self._plan.order(epoch)
+        first = 0
+        while first < self._plan.steps:
+            stop = min(first + (1 if every_step else self._steps_per_call), self._plan.steps)
+            yield first, stop
+            first = stop
+
+    def run(self, first: int, stop: int) -> None:
+        """Make the steps `first` to `stop - 1`.
+
+        Raises:
+            NumericsError: on every worker, after the first step whose loss is not finite.
+        """
+        began = time.perf_counter()
+        communicator = self._communicator
+        shares = self._plan.shares(first, stop, communicator.rank, communicator.size)
+        rows = self._arrays.take(self._order[shares.positions])
+        result = self._steps.run(
+            [tf.convert_to_tensor(leaf) for leaf in rows],
+            *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.micro_batches)),
+        )
+        if not result.finite.numpy():
+            self._report(first + int(result.steps) - 1, bool(result.share_finite))
+        self._pace(stop - first, time.perf_counter() - began)
+
+    def _pace(self, steps: int, seconds: float) -> None:
+        """Choose how many steps the next call makes. Workers may differ: calls exchange nothing."""
+        if not self._measured:  # the first call also initialises kernels, buffers, connections
+            self._measured = True
+            return
+        wanted = int(steps * SECONDS_PER_CALL / max(seconds, 1e-9))
+        self._steps_per_call = max(1, min(wanted, 4 * steps, self._most_steps))
+
+    def _report(self, step: int, share_finite: bool) -> None:
+        rank, size = self._communicator.rank, self._communicator.size
+        where = self._plan.share(step, rank, size)
+        first = step * self._plan.batch_size
+        flags = self._communicator.allgather(
+            tf.constant([[share_finite, first + where.start, first + where.stop]], tf.int64)
+        ).numpy()
+        blame = ", ".join(
+            f"rank {rank} (its rows: positions {start} to {stop - 1} of the epoch's order)"
+            for rank, (finite, start, stop) in enumerate(flags)
+            if not finite
+        )
+        raise NumericsError(
+            f"The loss is NaN or infinite in epoch {self._epoch + 1}, step {step + 1} of "
+            f"{self._plan.steps}, on {blame or 'no single worker: only the sum is'}. Every worker "
+            "stopped after this step. Look for NaN or very large values in those rows, lower the "
+            "learning rate, or clip the gradient (global_clipnorm)."
+        )

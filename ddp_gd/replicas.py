@@ -1,0 +1,143 @@
+"""One model on every worker: built, compared with rank 0's, given rank 0's values, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from . import runtime
+from .arrays import Arrays, Signature
+from .comm.base import Communicator
+from .errors import ConfigError, ReplicaError
+from .state import other_variables
+
+
+def fingerprint(model: keras.Model) -> str:
+    """SHA-256 over the trainable and then the non-trainable variables, in model order.
+
+    Each enters with its dtype, its shape and its little-endian bytes, so equal fingerprints mean
+    equal bits.
+
+    Args:
+        model: built.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return _digest([*model.trainable_variables, *model.non_trainable_variables]).hex()
+
+
+def build(model: keras.Model, signature: Signature) -> None:
+    """Create every variable of the model, its metrics and its optimizer, as `fit` would.
+
+    Raises:
+        ConfigError: the model isn't compiled.
+        ValueError: Keras's own, when the data don't fit the model.
+    """
+    if not model.compiled:
+        raise ConfigError("The model is not compiled; call model.compile(optimizer, loss) first.")
+    specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
+    model._symbolic_build(data_batch=signature.unpack(specs))
+
+
+def require_same(
+    communicator: Communicator, model: keras.Model, arrays: Arrays, settings: dict[str, Any]
+) -> None:
+    """Refuse to start unless every worker was called with what rank 0 was called with.
+
+    Raises:
+        MismatchError: on every worker, naming the rank and the difference.
+    """
+    if communicator.size == 1:
+        return
+    facts = {name: str(value) for name, value in settings.items()}
+    facts |= arrays.describe()
+    facts["model"] = f"{type(model).__name__} {model.name}"
+    for kind in ("trainable_variables", "non_trainable_variables"):
+        for number, v in enumerate(getattr(model, kind)):
+            facts[f"model.{kind}[{number}]"] = f"{v.path} {v.dtype}{list(v.shape)}"
+    config = keras.saving.serialize_keras_object(model.optimizer)
+    facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
+    facts["losses and metrics"] = " ".join(
+        f"{type(m).__name__} {m.name}" for m in [*_losses(model), *model.metrics]
+    )
+    runtime.agree(communicator, facts)
+
+
+def shared_seed(communicator: Communicator, seed: int | None) -> int:
+    """The seed that was given, or one that rank 0 draws from NumPy's global generator."""
+    if seed is not None:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1.")
+        return int(seed)
+    # Every worker draws, so that the generators stay in step with each other.
+    drawn = tf.constant(np.random.randint(2**31), tf.int64)
+    return int(communicator.broadcast([drawn])[0])
+
+
+def synchronize(communicator: Communicator, model: keras.Model) -> None:
+    """Give every worker rank 0's weights, other state and optimizer state."""
+    if communicator.size == 1:
+        return
+    variables = _variables(model)
+    values = [tf.convert_to_tensor(v.value) for v in variables]
+    for variable, value in zip(variables, communicator.broadcast(values), strict=True):
+        variable.assign(value)
+
+
+def check(communicator: Communicator, model: keras.Model, epoch: int) -> None:
+    """Compare the workers' copies of the model and the optimizer, bit for bit.
+
+    Raises:
+        ReplicaError: on every worker, naming the ranks that differ from the others.
+    """
+    if communicator.size == 1:
+        return
+    own = np.frombuffer(_digest(_variables(model)), np.uint8)
+    digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
+    keys = [row.tobytes() for row in digests]
+    usual = Counter(keys).most_common(1)[0][0]
+    parted = [rank for rank, key in enumerate(keys) if key != usual]
+    if parted:
+        names = ", ".join(map(str, parted))
+        raise ReplicaError(
+            f"After epoch {epoch + 1} the model or optimizer of rank {names} no longer has the "
+            "same bits as the others'. Its weights can't be trusted: a callback that changes "
+            "weights on some workers only, or a memory error. Start again from the last checkpoint."
+        )
+
+
+def any_worker(communicator: Communicator, flag: bool) -> bool:
+    """Tell whether `flag` is true on any worker."""
+    if communicator.size == 1:
+        return flag
+    return bool(communicator.allreduce_sum([tf.constant(int(flag))])[0])
+
+
+def from_rank_0(communicator: Communicator, number: int) -> int:
+    """Rank 0's number, on every worker."""
+    return int(communicator.broadcast([tf.constant(number, tf.int64)])[0])
+
+
+def _variables(model: keras.Model) -> list[Any]:
+    return [*model.trainable_variables, *other_variables(model), *model.optimizer.variables]
+
+
+def _digest(variables: list[Any]) -> bytes:
+    digest = hashlib.sha256()
+    for variable in variables:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        digest.update(f"{value.dtype.name}{list(value.shape)}".encode())
+        digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).data.cast("B"))
+    return digest.digest()
+
+
+def _losses(model: keras.Model) -> list[Any]:
+    compiled = model._compile_loss
+    return [] if compiled is None else [entry.loss for entry in compiled._flat_losses]

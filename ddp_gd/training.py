@@ -1,0 +1,332 @@
+"""`fit` and `evaluate`: Keras's loop over global mini-batches, at any number of workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from . import replicas, runtime
+from .arrays import Arrays
+from .comm.base import Communicator
+from .errors import ConfigError, DataError
+from .loop import Loop
+from .plan import Plan
+from .split import train_validation_split
+from .step import Steps
+
+# These write files or send messages: once is enough. Every other callback runs on every worker.
+_RANK_0_CALLBACKS = tuple(
+    getattr(keras.callbacks, name)
+    for name in (
+        "BackupAndRestore",
+        "CSVLogger",
+        "ModelCheckpoint",
+        "OrbaxCheckpoint",
+        "ProgbarLogger",
+        "RemoteMonitor",
+        "TensorBoard",
+    )
+    if hasattr(keras.callbacks, name)
+)
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
+
+
+def fit(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    batch_size: int | Literal["full"] = 32,
+    epochs: int = 1,
+    verbose: int | str = "auto",
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool | Literal["batch"] = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Iterable[int] = 1,
+    micro_batch_size: int | None = None,
+    seed: int | None = None,
+) -> keras.callbacks.History:
+    """Train `model` as `model.fit` would, on all workers of the job together.
+
+    Every worker calls it with the same arguments; each reads and computes its share of every
+    global mini-batch. Arguments that `keras.Model.fit` has mean what they mean there.
+
+    Args:
+        model: compiled; any kind. Initial weights and optimizer state are rank 0's.
+        x: features: an array with one row per observation, in memory or memory-mapped, or nested
+            dicts, tuples and lists of such arrays.
+        y: targets, likewise.
+        batch_size: observations averaged into one update, over all workers together; `"full"`
+            takes all rows.
+        epochs: number of the last epoch.
+        verbose: 0 silent, 1 a progress bar, 2 one line an epoch, "auto" the bar on a terminal and
+            lines elsewhere. Only rank 0 prints.
+        callbacks: run on every worker, with the same logs everywhere; those that write files
+            (ModelCheckpoint, CSVLogger, TensorBoard, BackupAndRestore, ...) on rank 0 only. One
+            with hooks for batches makes every step return to Python.
+        validation_split: fraction of the rows, the last ones, kept for validation.
+        validation_data: `(x, y)` or `(x, y, sample_weight)` instead.
+        shuffle: True for a new order every epoch, "batch" for one inside each global mini-batch.
+        class_weight: weight of each class, for a model with one output.
+        sample_weight: weight of each row.
+        initial_epoch: number of the first epoch, counted from 0.
+        validation_batch_size: rows of one step of validation; default `batch_size`.
+        validation_freq: validate every so many epochs, or after these epochs, counted from 1.
+        micro_batch_size: compute a share in pieces of so many rows, one after the other, so that a
+            global mini-batch larger than memory can be trained on. Same update.
+        seed: of the order of rows, from 0 to 2**63 - 1; None draws one on rank 0 from NumPy's
+            global generator.
+
+    Returns:
+        Keras's History, the same on every worker.
+
+    Raises:
+        ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
+        MismatchError: another worker was called with something else.
+        NumericsError: the loss is NaN or infinite.
+        ReplicaError: the workers' copies of the model differ after an epoch.
+    """
+    communicator = runtime.communicator()
+    _require_counts(epochs=epochs, initial_epoch=initial_epoch)
+    train, validate = _split(x, y, sample_weight, validation_split, validation_data)
+    arrays = Arrays(*train, class_weight=class_weight)
+    plan = Plan(
+        rows=arrays.rows,
+        batch_size=_batch_size(batch_size, arrays.rows),
+        micro_batch_size=micro_batch_size,
+        shuffle=shuffle,
+        seed=replicas.shared_seed(communicator, seed) if shuffle else 0,
+    )
+    replicas.build(model, arrays.signature)
+    settings = {"epochs": epochs, "initial_epoch": initial_epoch, "plan": plan}
+    replicas.require_same(communicator, model, arrays, settings)
+
+    hooks = _Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
+    loop = _loop(communicator, model, arrays, plan, training=True)
+    validation_loop = None
+    if validate is not None:
+        validation_loop = _evaluation_loop(
+            communicator, model, Arrays(*validate), validation_batch_size or plan.batch_size
+        )
+
+    model.stop_training = False
+    hooks.callbacks.on_train_begin()
+    # A callback may have restored a state, and with it the epoch to go on with, on rank 0.
+    replicas.synchronize(communicator, model)
+    first_epoch = replicas.from_rank_0(communicator, model._initial_epoch or initial_epoch)
+    logs: dict[str, float] = {}
+    for epoch in range(first_epoch, epochs):
+        model.reset_metrics()
+        hooks.callbacks.on_epoch_begin(epoch)
+        for first, stop in loop.calls(epoch, every_step=hooks.every_step):
+            hooks.callbacks.on_train_batch_begin(first)
+            loop.run(first, stop)
+            logs = _logs(model)
+            hooks.callbacks.on_train_batch_end(stop - 1, logs)
+            if hooks.want_to_stop():
+                break
+        if validation_loop is not None and _is_due(epoch, validation_freq):
+            validation_logs = _evaluate(model, validation_loop, hooks)
+            logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+        hooks.callbacks.on_epoch_end(epoch, logs)
+        replicas.check(communicator, model, epoch)
+        if replicas.any_worker(communicator, model.stop_training):
+            break
+    if epochs > 0:
+        model.optimizer.finalize_variable_values(model.trainable_weights)
+    hooks.callbacks.on_train_end(logs)
+    return model.history
+
+
+def evaluate(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    batch_size: int = 32,
+    sample_weight: Any = None,
+    verbose: int | str = "auto",
+) -> dict[str, float]:
+    """Evaluate `model` as `model.evaluate` would, on all workers of the job together.
+
+    Args:
+        model: compiled; its weights are rank 0's.
+        x: features, as in `fit`.
+        y: targets.
+        batch_size: rows of one step, over all workers together.
+        sample_weight: weight of each row.
+        verbose: as in `fit`.
+
+    Returns:
+        The loss and every metric by name, over the rows of all workers; the same on each of them.
+
+    Raises:
+        ConfigError, DataError, ModelError, MismatchError, NumericsError: as in `fit`.
+    """
+    communicator = runtime.communicator()
+    arrays = Arrays(x, y, sample_weight)
+    replicas.build(model, arrays.signature)
+    replicas.require_same(communicator, model, arrays, {"batch_size": batch_size})
+    replicas.synchronize(communicator, model)
+    loop = _evaluation_loop(communicator, model, arrays, batch_size)
+    hooks = _Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
+    return _evaluate(model, loop, hooks)
+
+
+def _evaluate(model: keras.Model, loop: Loop, hooks: _Hooks) -> dict[str, float]:
+    hooks.callbacks.on_test_begin()
+    model.reset_metrics()
+    logs: dict[str, float] = {}
+    for first, stop in loop.calls(epoch=0, every_step=hooks.every_step):
+        hooks.callbacks.on_test_batch_begin(first)
+        loop.run(first, stop)
+        logs = _logs(model)
+        hooks.callbacks.on_test_batch_end(stop - 1, logs)
+    hooks.callbacks.on_test_end(logs)
+    return logs
+
+
+class _Hooks:
+    """The callbacks of one worker.
+
+    Attributes:
+        callbacks: Keras's list; what writes files or prints is in rank 0's only.
+        every_step: whether one of them wants to be called at every step.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        model: keras.Model,
+        callbacks: Any,
+        verbose: int | str,
+        epochs: int,
+        steps: int,
+        add_history: bool = False,
+    ):
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        own = keras.tree.flatten(callbacks) if callbacks else []
+        everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
+        verbose = _verbosity(verbose) if communicator.rank == 0 else 0
+        self.callbacks = keras.callbacks.CallbackList(
+            own if communicator.rank == 0 else everywhere,
+            add_history=add_history,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+            model=model,
+        )
+        self._communicator = communicator
+        self._model = model
+        # A callback that looks at every step may also stop the training there, on any worker.
+        self._may_stop = replicas.any_worker(communicator, _has_batch_hooks(everywhere))
+        self.every_step = self._may_stop or _has_batch_hooks(self.callbacks.callbacks)
+
+    def want_to_stop(self) -> bool:
+        """Tell, after a step, whether some worker's callback set `model.stop_training`."""
+        if not self._may_stop:
+            return False
+        return replicas.any_worker(self._communicator, self._model.stop_training)
+
+
+def _has_batch_hooks(callbacks: list[Any]) -> bool:
+    # Keras marks the hooks that a callback doesn't override. Its progress bar is content with the
+    # last of several steps.
+    return any(
+        not getattr(getattr(callback, hook), "_is_default", False)
+        for callback in callbacks
+        if not isinstance(callback, keras.callbacks.ProgbarLogger)
+        for hook in _BATCH_HOOKS
+    )
+
+
+def _loop(
+    communicator: Communicator, model: keras.Model, arrays: Arrays, plan: Plan, *, training: bool
+) -> Loop:
+    steps = Steps(
+        model,
+        communicator,
+        arrays.signature,
+        micro_batch_size=plan.micro_batch_size,
+        empty_shares=plan.has_empty_shares(communicator.size),
+        training=training,
+    )
+    return Loop(steps, arrays, plan, communicator)
+
+
+def _evaluation_loop(
+    communicator: Communicator, model: keras.Model, arrays: Arrays, batch_size: int
+) -> Loop:
+    return _loop(communicator, model, arrays, Plan(arrays.rows, batch_size), training=False)
+
+
+def _logs(model: keras.Model) -> dict[str, float]:
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def _split(
+    x: Any, y: Any, sample_weight: Any, validation_split: float, validation_data: Any
+) -> tuple[tuple, tuple | None]:
+    """Training and validation data, each `(x, y, sample_weight)`; None without validation."""
+    if validation_data is not None:
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise DataError(
+                f"validation_data is {type(validation_data).__name__!r}; expected (x, y) or "
+                "(x, y, sample_weight)."
+            )
+        return (x, y, sample_weight), tuple(validation_data)
+    if not validation_split:
+        return (x, y, sample_weight), None
+    arrays = Arrays(x, y, sample_weight)
+    train, _ = train_validation_split(arrays.rows, validation_split)
+    return arrays.split(train.stop)
+
+
+def _batch_size(batch_size: int | str, rows: int) -> int:
+    if batch_size == "full":
+        return rows
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
+    if batch_size > rows:
+        raise ConfigError(
+            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
+            f"{rows} or less, or 'full' for one update an epoch."
+        )
+    return int(batch_size)
+
+
+def _require_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ConfigError(f"{name}={value!r} must be a whole number, 0 or more.")
+
+
+def _verbosity(verbose: int | str) -> int:
+    if verbose == "auto":
+        return 1 if sys.stdout.isatty() else 2
+    if verbose not in (0, 1, 2):
+        raise ConfigError(f"verbose={verbose!r} must be 0, 1, 2 or 'auto'.")
+    return int(verbose)
+
+
+def _is_due(epoch: int, validation_freq: int | Iterable[int]) -> bool:
+    """Tell whether `epoch`, counted from 0, ends with a validation, as Keras does."""
+    if isinstance(validation_freq, (int, np.integer)):
+        return (epoch + 1) % validation_freq == 0
+    return epoch + 1 in validation_freq
