@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Usage: bash launch/test.sh [pytest arguments]
+#
+# Runs every check, after a set-up if one is needed, and stops at the first that fails: formatting,
+# lint, types, shell scripts, tests. Arguments go to pytest: bash launch/test.sh tests/test_plan.py
+#
+#   -h, --help  this text
+#
+# With CI=true a missing Horovod is a failure too.
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    usage
+    exit 0
+fi
+
+if [[ ${CI:-} == true ]]; then
+    setup_options=(--require-horovod)
+fi
+set_up_if_needed
+enter_venv
+export_job_settings
+# The tests compare bits: they run on the CPU wherever they run.
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES--1}
+cd "$repo_root"
+
+check() { # check <command ...>
+    say "$*"
+    "$@" || die "FAILED: $*"
+}
+
+check ruff format --check .
+check ruff check .
+check mypy
+check shellcheck --external-sources launch/*.sh .ci/run
+check pytest "$@"
+say "all checks passed"
