@@ -33,6 +33,7 @@ def ways(function: Callable) -> list[Callable]:
 
 
 def allreduce_adds_in_every_dtype(comm: Communicator) -> None:
+    """Sums are exact in every dtype, together and alone, empty tensors included."""
     n, r = comm.size, comm.rank
     for call in ways(lambda *tensors: comm.allreduce_sum(tensors)):
         values = [tf.cast(tf.constant([[r, 1], [2, 3]]), dtype) for dtype in SUMMED]
@@ -55,6 +56,7 @@ def allreduce_adds_in_every_dtype(comm: Communicator) -> None:
 
 
 def float_sums_have_the_same_bits_on_every_worker(comm: Communicator) -> None:
+    """Float sums differ by rounding from the exact ones, and not at all between workers."""
     for shape in [(3,), (1000,), (300_001,)]:
         mine = np.random.default_rng(comm.rank).normal(size=shape).astype("float32")
         total = comm.allreduce_sum([mine])[0]
@@ -70,6 +72,7 @@ def float_sums_have_the_same_bits_on_every_worker(comm: Communicator) -> None:
 
 
 def allgather_keeps_the_order_of_ranks(comm: Communicator) -> None:
+    """Rows arrive in the order of ranks, also where a worker has none."""
     n, r = comm.size, comm.rank
     for call in ways(comm.allgather):
         for dtype in MOVED:
@@ -83,6 +86,7 @@ def allgather_keeps_the_order_of_ranks(comm: Communicator) -> None:
 
 
 def alltoall_delivers_each_slice(comm: Communicator) -> None:
+    """Each slice arrives where it was sent, also where there is nothing to send."""
     n, r = comm.size, comm.rank
     for call in ways(comm.alltoall):
         for dtype in MOVED:
@@ -100,6 +104,7 @@ def alltoall_delivers_each_slice(comm: Communicator) -> None:
 
 
 def broadcast_gives_rank_0s(comm: Communicator) -> None:
+    """Every worker gets rank 0's bytes."""
     for call in ways(lambda *tensors: comm.broadcast(tensors)):
         mine = [tf.cast(tf.constant([[comm.rank, 1]]), dtype) for dtype in MOVED]
         for value, dtype in zip(call(*mine), MOVED, strict=True):
@@ -166,6 +171,7 @@ def graphs_that_differ_between_workers_still_meet(comm: Communicator) -> None:
 
 
 def slow_workers_are_waited_for(comm: Communicator) -> None:
+    """The barrier opens when the last worker has come."""
     comm.barrier()
     start = time.monotonic()
     if comm.rank == comm.size - 1:
@@ -175,7 +181,9 @@ def slow_workers_are_waited_for(comm: Communicator) -> None:
 
 
 def main(backend: str, size: int) -> None:
+    """Run every check."""
     comm = open_communicator(backend)
+    tf.get_logger().setLevel("ERROR")  # it warns about tracing, which is half of the point here
     assert isinstance(comm, Communicator)
     assert (comm.size, comm.local_size, comm.local_rank) == (size, size, comm.rank), vars(comm)
     for check in (
