@@ -234,6 +234,7 @@ def _end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) 
     """Let an exception that nobody catches on any worker end the job, and be shown once.
 
     A worker that just died would leave the others waiting in their next collective for ever.
+    `SystemExit` does not come here: to end the job from one worker alone, raise something else.
     """
 
     def end_job(
