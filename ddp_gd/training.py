@@ -15,6 +15,7 @@ from .comm.base import Communicator
 from .errors import ConfigError, DataError
 from .loop import Loop
 from .plan import Plan
+from .progress import EpochLines
 from .split import train_validation_split
 from .step import Steps
 
@@ -222,11 +223,13 @@ class _Hooks:
             callbacks = callbacks.callbacks
         own = keras.tree.flatten(callbacks) if callbacks else []
         everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
-        verbose = _verbosity(verbose) if communicator.rank == 0 else 0
+        verbose = _verbosity(verbose, communicator)
+        if verbose == 2 and add_history:
+            own.append(EpochLines())
         self.callbacks = keras.callbacks.CallbackList(
             own if communicator.rank == 0 else everywhere,
             add_history=add_history,
-            add_progbar=verbose != 0,
+            add_progbar=verbose == 1,
             verbose=verbose,
             epochs=epochs,
             steps=steps,
@@ -317,11 +320,14 @@ def _require_counts(**counts: Any) -> None:
             raise ConfigError(f"{name}={value!r} must be a whole number, 0 or more.")
 
 
-def _verbosity(verbose: int | str) -> int:
-    if verbose == "auto":
-        return 1 if sys.stdout.isatty() else 2
-    if verbose not in (0, 1, 2):
+def _verbosity(verbose: int | str, communicator: Communicator) -> int:
+    if verbose not in (0, 1, 2, "auto"):
         raise ConfigError(f"verbose={verbose!r} must be 0, 1, 2 or 'auto'.")
+    if communicator.rank > 0:
+        return 0
+    if verbose == "auto":
+        # mpirun gives its processes a terminal of their own, whatever stands behind it.
+        return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
     return int(verbose)
 
 

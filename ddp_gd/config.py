@@ -1,0 +1,111 @@
+"""What can be set on the command line of `python -m ddp_gd.train`.
+
+Each field is documented here and nowhere else: this text is what `--help` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from .errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a Keras model on a file or a built-in data set, with any number of workers.
+
+    Alone, `python -m ddp_gd.train` uses one process; `horovodrun -np N python -m ddp_gd.train`
+    makes the same training with N workers. The number of workers changes nothing below.
+    """
+
+    data: str = "diabetes"
+    """What to train on: FILE.csv (with --target), FILE.npz with the arrays x and y, or the built-in
+    `diabetes` (442 patients, 10 measurements, progression of the disease after one year)."""
+
+    target: str | None = None
+    """Name of the CSV column to predict; every other column is a feature."""
+
+    model: str = "mlp"
+    """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one row
+    and the number of outputs, and returns a keras.Model; if it comes compiled, it keeps its own
+    loss, optimizer and metrics."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer of `mlp`."""
+
+    loss: str = "mean_squared_error"
+    """Name of a Keras loss. The built-in models give logits to the cross-entropies."""
+
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    """Keras's optimizer of that name."""
+
+    lr: float = 0.01
+    """Learning rate, of one update of the whole global mini-batch."""
+
+    decay: float = 0.0
+    """The learning rate of update number k, counted from 0, is lr / (1 + decay * k)."""
+
+    momentum: float = 0.0
+    """Momentum of sgd or rmsprop, from 0 to below 1."""
+
+    nesterov: bool = False
+    """Nesterov momentum, for sgd with momentum."""
+
+    batch_size: int | Literal["full"] = 32
+    """Observations averaged into one update, over all workers together; `full` takes all of the
+    training data."""
+
+    micro_batch_size: int | None = None
+    """Compute a worker's share in pieces of so many rows, for batches larger than memory; the
+    update stays the same."""
+
+    epochs: int = 20
+    """Passes over the training data."""
+
+    validation_split: float = 0.1
+    """Fraction of the rows, the last ones, kept for validation; 0 keeps none."""
+
+    normalize: bool = True
+    """Give features, and targets of a regression, mean 0 and standard deviation 1, by the training
+    rows' statistics. The saved model does it inside: it takes and gives the data's own units."""
+
+    seed: int | None = None
+    """Of initial weights and order of rows, from 0 to 2**32 - 1; without it one is drawn."""
+
+    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    """How workers exchange gradients: `auto` is Horovod where there are several, and mpi where
+    Horovod is missing."""
+
+    out: str | None = None
+    """Folder for the results; it must be new or empty. Default: a new one under runs/."""
+
+    verbose: Literal["auto", "0", "1", "2"] = "auto"
+    """Progress: 0 none, 1 a bar, 2 one line an epoch; `auto` is the bar on a terminal."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "epochs"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"{_option(name)} is {value}; it must be at least 1.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"--lr is {self.lr}; it must be a number above 0.")
+        if not (math.isfinite(self.decay) and self.decay >= 0):
+            raise ConfigError(f"--decay is {self.decay}; it must be a number of at least 0.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"--momentum is {self.momentum}; it must be from 0 to below 1.")
+        if self.momentum and self.optimizer == "adam":
+            raise ConfigError("--momentum is for sgd and rmsprop; adam has its own. Leave it out.")
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            raise ConfigError("--nesterov needs --optimizer sgd and a --momentum above 0.")
+        if not 0 <= self.validation_split < 1:
+            raise ConfigError(
+                f"--validation-split is {self.validation_split}; it must be from 0 to below 1."
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

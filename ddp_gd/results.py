@@ -1,0 +1,192 @@
+"""What the main job says and leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from . import report
+from .comm.base import Communicator
+from .config import TrainConfig
+from .data import Dataset
+from .errors import ConfigError
+from .plan import Plan
+from .replicas import fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What was trained on what, by whom.
+
+    Attributes:
+        config: the command line.
+        seed: `config.seed`, or the one that was drawn.
+        communicator: the workers.
+        dataset: the data, in their own units.
+        train_rows: so many of the first rows are trained on; the others are for validation.
+        normalized_targets: whether the model predicts normalised targets.
+        folder: where the results go.
+    """
+
+    config: TrainConfig
+    seed: int
+    communicator: Communicator
+    dataset: Dataset
+    train_rows: int
+    normalized_targets: bool
+    folder: Path
+
+    @property
+    def plan(self) -> Plan:
+        """The steps of an epoch."""
+        size = self.config.batch_size
+        return Plan(self.train_rows, self.train_rows if size == "full" else size)
+
+
+def new_folder(out: str | None) -> Path:
+    """Choose the folder for the results, which is made when there are some.
+
+    Raises:
+        ConfigError: it holds something already, or could not be made.
+    """
+    if out is None:
+        stamp = time.strftime("runs/%Y%m%d-%H%M%S")
+        taken = [Path(stamp), *(Path(f"{stamp}-{number}") for number in range(2, 1000))]
+        return next(folder for folder in taken if not folder.exists())
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder that is new or empty.")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--out {out} is not empty; give a new folder, so nothing is lost.")
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"--out {out} can't be written: {existing} is read-only for this user.")
+    return folder
+
+
+def announce(setting: Setting, model: keras.Model) -> None:
+    """Print what is about to be trained on what, and who computes what of it."""
+    config, dataset, plan = setting.config, setting.dataset, setting.plan
+    workers = setting.communicator.size
+    features = dataset.features.shape[1:]
+    held_back = len(dataset.features) - setting.train_rows
+    share = plan.share(0, 0, workers)
+    rows = share.stop - share.start
+    lines = {
+        "data": f"{dataset.source}: {setting.train_rows} rows to train on, {held_back} to validate; "
+        f"{' x '.join(map(str, features))} features -> {', '.join(dataset.target_names)}"
+        + ("; normalised by the training rows" if config.normalize else ""),
+        "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
+        f"{_optimizer(model.optimizer)}",
+        "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}",
+        "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
+        f"{rows} of these rows{'' if plan.batch_size % workers == 0 else ' or one less'}; "
+        f"{plan.steps} steps an epoch, {config.epochs} epochs",
+        "results": str(setting.folder),
+    }
+    for name, text in lines.items():
+        print(f"{name:<8}{text}", flush=True)
+
+
+def write(
+    setting: Setting,
+    model: keras.Model,
+    raw: keras.Model,
+    history: Mapping[str, Sequence[float]],
+    final: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write the results.
+
+    Args:
+        setting: of the training.
+        model: as it was trained.
+        raw: the same on raw features, to be saved.
+        history: Keras's `History.history`.
+        final: the losses at the end in the target's own units, of training and validation.
+    """
+    folder = setting.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "history.csv").open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["epoch", *history])
+        for epoch, row in enumerate(zip(*history.values(), strict=True), start=1):
+            table.writerow([epoch, *map(repr, row)])
+    record = {
+        "config": dataclasses.asdict(setting.config),
+        "seed": setting.seed,
+        "workers": setting.communicator.size,
+        "backend": setting.communicator.name,
+        "rows": {
+            "training": setting.train_rows,
+            "validation": len(setting.dataset.features) - setting.train_rows,
+        },
+        "steps_per_epoch": setting.plan.steps,
+        "threads": {
+            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: metadata.version(name)
+                for name in ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
+            },
+        },
+        "command": shlex.join(["python", "-m", "ddp_gd.train", *sys.argv[1:]]),
+        "final": final,
+        "fingerprint": fingerprint(model),
+    }
+    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
+    report.draw_losses(history, folder / "loss.png", unit)
+    raw.save(folder / "model.keras")
+
+
+def conclude(
+    setting: Setting, model: keras.Model, final: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Print how it ended, in the target's own units, where the results lie, and the fingerprint."""
+    units = " in the target's own units" if setting.normalized_targets else ""
+    for part, values in final.items():
+        numbers = ", ".join(f"{_title(k, model)} {value:.6g}" for k, value in values.items())
+        print(f"final   {part}{units}: {numbers}")
+    print(f"results {setting.folder}/: history.csv, config.json, loss.png, model.keras")
+    print(f"fingerprint: {fingerprint(model)}", flush=True)
+
+
+def _title(key: str, model: keras.Model) -> str:
+    return _name(model.loss).replace("_", " ") if key == "loss" else key.replace("_", " ")
+
+
+def _name(loss: Any) -> str:
+    return (
+        loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", "own"))
+    )
+
+
+def _optimizer(optimizer: Any) -> str:
+    settings = optimizer.get_config()
+    rate = settings["learning_rate"]
+    if isinstance(rate, dict):
+        rate = f"{rate['config']['initial_learning_rate']:g} / (1 + {rate['config']['decay_rate']:g} k)"
+    else:
+        rate = f"{float(rate):g}"
+    momentum = settings.get("momentum")
+    return (
+        f"{optimizer.name} learning rate {rate}"
+        + (f", momentum {momentum:g}" if momentum else "")
+        + (", nesterov" if settings.get("nesterov") else "")
+    )
