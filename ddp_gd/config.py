@@ -28,8 +28,8 @@ class TrainConfig:
     """Name of the CSV column to predict; every other column is a feature."""
 
     model: str = "mlp"
-    """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one row
-    and the number of outputs, and returns a keras.Model; if it comes compiled, it keeps its own
+    """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one
+    row and the number of outputs, and returns a keras.Model; if it comes compiled, it keeps its own
     loss, optimizer and metrics."""
 
     hidden: tuple[int, ...] = (64, 64)

@@ -79,8 +79,8 @@ class CompiledLosses:
             totals: `denominators` of the whole global mini-batch, shape (losses,).
 
         Returns:
-            The sum of all losses with their loss weights, and each alone without: scalars that, summed
-            over all shares, are what Keras computes on the whole global mini-batch.
+            The sum of all losses with their loss weights, and each alone without: scalars that,
+            summed over all shares, are what Keras computes on the whole global mini-batch.
         """
         parts: list[Tensor] = []
 
@@ -126,8 +126,8 @@ class CompiledLosses:
     def _require_scalar(loss: Any, value: Tensor) -> None:
         if value.shape.rank != 0:
             raise ModelError(
-                f"The loss {loss.name!r} with reduction={loss.reduction!r} returns a value of shape "
-                f"{tuple(value.shape)}; an update needs one number. Compile it with "
+                f"The loss {loss.name!r} with reduction={loss.reduction!r} returns a value of "
+                f"shape {tuple(value.shape)}; an update needs one number. Compile it with "
                 "reduction='sum_over_batch_size' (the mean) or 'sum'."
             )
 

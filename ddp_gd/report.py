@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.figure
+import matplotlib.ticker
 
 
 def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -> None:
@@ -29,7 +30,7 @@ def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.set_ylim(bottom=min(0.0, *history["loss"], *history.get("val_loss", ())))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -86,8 +86,8 @@ def announce(setting: Setting, model: keras.Model) -> None:
     share = plan.share(0, 0, workers)
     rows = share.stop - share.start
     lines = {
-        "data": f"{dataset.source}: {setting.train_rows} rows to train on, {held_back} to validate; "
-        f"{' x '.join(map(str, features))} features -> {', '.join(dataset.target_names)}"
+        "data": f"{dataset.source}: {setting.train_rows} rows to train on, {held_back} to validate"
+        f"; {' x '.join(map(str, features))} features -> {', '.join(dataset.target_names)}"
         + ("; normalised by the training rows" if config.normalize else ""),
         "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
         f"{_optimizer(model.optimizer)}",
@@ -181,7 +181,8 @@ def _optimizer(optimizer: Any) -> str:
     settings = optimizer.get_config()
     rate = settings["learning_rate"]
     if isinstance(rate, dict):
-        rate = f"{rate['config']['initial_learning_rate']:g} / (1 + {rate['config']['decay_rate']:g} k)"
+        schedule = rate["config"]
+        rate = f"{schedule['initial_learning_rate']:g} / (1 + {schedule['decay_rate']:g} k)"
     else:
         rate = f"{float(rate):g}"
     momentum = settings.get("momentum")

@@ -157,9 +157,10 @@ def _checked_metrics(model: keras.Model) -> Iterator[None]:
             values = function(*args, **kwargs)
             if len(values.shape) == 0:
                 raise ModelError(
-                    f"The metric {name!r} returns one number for all rows of a batch, and a mean of "
-                    "several workers' means would not be its value on all rows. Return one value "
-                    "per row (leave the mean over rows to Keras), or write a keras.metrics.Metric."
+                    f"The metric {name!r} returns one number for all rows of a batch, and a mean "
+                    "of several workers' means would not be its value on all rows. Return one "
+                    "value per row (leave the mean over rows to Keras), or write a "
+                    "keras.metrics.Metric."
                 )
             return values
 

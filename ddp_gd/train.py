@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 
 import tyro
@@ -36,4 +35,4 @@ def _parse() -> TrainConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

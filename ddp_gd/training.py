@@ -105,7 +105,7 @@ def fit(
     communicator = runtime.communicator()
     _require_counts(epochs=epochs, initial_epoch=initial_epoch)
     train, validate = _split(x, y, sample_weight, validation_split, validation_data)
-    arrays = Arrays(*train, class_weight=class_weight)
+    arrays = Arrays(train[0], train[1], train[2], class_weight)
     plan = Plan(
         rows=arrays.rows,
         batch_size=_batch_size(batch_size, arrays.rows),
