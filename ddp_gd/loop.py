@@ -67,6 +67,9 @@ class Loop:
         first = 0
         while first < self._plan.steps:
             stop = min(first + (1 if every_step else self._steps_per_call), self._plan.steps)
+            if stop == self._plan.steps and first < (last := stop - 1):
+                sizes = self._plan.step_rows(first), self._plan.step_rows(last)
+                stop = stop if self._steps.same_graph(*sizes) else last
             yield first, stop
             first = stop
 
@@ -80,10 +83,7 @@ class Loop:
         communicator = self._communicator
         shares = self._plan.shares(first, stop, communicator.rank, communicator.size)
         rows = self._arrays.take(self._order[shares.positions])
-        result = self._steps.run(
-            [tf.convert_to_tensor(leaf) for leaf in rows],
-            *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.micro_batches)),
-        )
+        result = self._steps.run([tf.convert_to_tensor(leaf) for leaf in rows], shares)
         if not result.finite.numpy():
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)

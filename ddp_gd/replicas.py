@@ -132,7 +132,7 @@ def _variables(model: keras.Model) -> list[Any]:
 def _digest(variables: list[Any]) -> bytes:
     digest = hashlib.sha256()
     for variable in variables:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        value = np.ascontiguousarray(variable.value.numpy())
         digest.update(f"{value.dtype.name}{list(value.shape)}".encode())
         digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).data.cast("B"))
     return digest.digest()

@@ -52,19 +52,33 @@ class ModelState:
         if splits:
             _require_sums(model)
 
+    @property
+    def specs(self) -> list[tf.TensorSpec]:
+        """`tf.TensorSpec` of each tensor of `read`."""
+        return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self._others]]
+
+    def read(self) -> list[Tensor]:
+        """The values of all variables that a forward pass reads: once a step."""
+        return [tf.convert_to_tensor(v.value) for v in [*self.weights, *self._others]]
+
+    def weights_of(self, values: list[Tensor]) -> list[Tensor]:
+        """Those of `read` that belong to `weights`."""
+        return values[: len(self.weights)]
+
     @contextlib.contextmanager
-    def copies(self, weights: list[Tensor], micro_batch: Tensor) -> Iterator[keras.StatelessScope]:
+    def copies(self, values: list[Tensor], micro_batch: Tensor) -> Iterator[keras.StatelessScope]:
         """Let layers and metrics run on copies of their variables.
 
         Args:
-            weights: the values of `self.weights` to compute with.
+            values: of the variables, as `read` gives them.
             micro_batch: int32 scalar, number of the micro-batch within its global mini-batch.
         """
+        variables = [*self.weights, *self._others]
         start = [
-            *zip(self.weights, weights, strict=True),
-            *((v, _fold(v, micro_batch) if is_seed(v) else _value(v)) for v in self._others),
-            *((v, tf.zeros(v.shape, v.dtype)) for v in self._metrics),
+            (v, _fold(value, micro_batch) if is_seed(v) else value)
+            for v, value in zip(variables, values, strict=True)
         ]
+        start += [(v, tf.zeros(v.shape, v.dtype)) for v in self._metrics]
         with keras.StatelessScope(start, collect_losses=True) as scope:
             self._start = dict(scope.state_mapping)
             with _checked_metrics(self.model) if self.splits else contextlib.nullcontext():
@@ -122,12 +136,7 @@ def is_seed(variable: Any) -> bool:
     return variable.name == "seed_generator_state"
 
 
-def _value(variable: Any) -> Tensor:
-    return tf.convert_to_tensor(variable.value)
-
-
-def _fold(variable: Any, micro_batch: Tensor) -> Tensor:
-    seed = _value(variable)
+def _fold(seed: Tensor, micro_batch: Tensor) -> Tensor:
     folded = tf.random.experimental.stateless_fold_in(seed, tf.cast(micro_batch, seed.dtype))
     return tf.where(micro_batch == 0, seed, folded)
 
@@ -137,7 +146,7 @@ def _require_sums(model: keras.Model) -> None:
     for metric in _flat_metrics(model):
         metric.reset_state()
         for variable in metric.variables:
-            if variable.aggregation != "sum" or np.any(keras.ops.convert_to_numpy(variable)):
+            if variable.aggregation != "sum" or np.any(variable.value.numpy()):
                 raise ModelError(
                     f"The metric {metric.name!r} keeps {variable.name!r}, which is not a sum over "
                     "rows that begins at zero, so several workers' states can't be added up. "

@@ -23,6 +23,8 @@ from .arrays import Signature
 from .comm.base import Communicator
 from .errors import ModelError
 from .losses import CompiledLosses
+from .plan import Shares
+from .reduction import AllReduce, CanonicalTree, isolated
 from .state import ModelState
 
 Tensor = Any
@@ -65,6 +67,8 @@ class Steps:
         micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
         empty_shares: whether some share may be empty.
         training: False for evaluation: no gradient, no update, layers in inference mode.
+        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
+            `micro_batch_size`.
     """
 
     def __init__(
@@ -76,42 +80,82 @@ class Steps:
         micro_batch_size: int | None,
         empty_shares: bool,
         training: bool,
+        bitwise_lanes: int = 0,
     ):
         _require_keras_step(model)
         self.model = model
-        self.communicator = communicator
         self.signature = signature
         self.training = training
         self.splits = communicator.size > 1 or micro_batch_size is not None
         self.losses = CompiledLosses(model, self.splits)
         self.state = ModelState(model, self.splits)
-        # None: a share is never empty, and one micro-batch.
-        self.micro_batch_size = micro_batch_size or (tf.int32.max if empty_shares else None)
-        number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.int32)
+        self._micro_batch_size = micro_batch_size
+        self._reduce: AllReduce | CanonicalTree
+        if bitwise_lanes:
+            assert micro_batch_size is not None
+            self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)
+        else:
+            size = micro_batch_size or (tf.int32.max if empty_shares else None)
+            self._reduce = AllReduce(communicator, size)
+        self._trace = isolated if bitwise_lanes else _inlined
+        number = tf.TensorSpec([], tf.int32)
         totals = tf.TensorSpec([len(self.losses)], tf.float32)
+        state = self.state.specs
         if self.splits:
-            self._count = _trace(self._micro_batch_denominators, signature.specs)
-        self._sum = _trace(self._micro_batch_sums, signature.specs, number, number, totals)
-        self.run: Callable[..., StepResult] = _trace(
-            self._run, signature.specs, numbers, numbers, numbers
+            self._count = self._trace(self._micro_batch_denominators, state, signature.specs)
+        self._sum = self._trace(
+            self._micro_batch_sums, state, signature.specs, number, number, totals
         )
+        self._runs: dict[int, Any] = {}
 
-    def _run(
-        self, rows: list[Tensor], offsets: Tensor, batch_rows: Tensor, micro_batches: Tensor
-    ) -> StepResult:
-        """Make n steps, or stop after the first whose loss is not finite.
+    def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
+        """Make the steps of `shares`, or stop after the first whose loss is not finite.
 
         Args:
-            rows: this worker's shares of all n steps, one after the other.
-            offsets: int32, shape (n + 1,): where each step's share begins in `rows`, and the end.
-            batch_rows: int32, shape (n,): rows of each step's global mini-batch.
-            micro_batches: int32, shape (n,): number of the first micro-batch of each share.
+            rows: this worker's rows of all these steps, one step after the other.
+            shares: how they are cut. In bitwise mode all steps have the same number of
+                micro-batches (`same_graph`).
         """
+        count = self._micro_batches(int(shares.batch_rows[0]))
+        if count not in self._runs:
+            numbers = tf.TensorSpec([None], tf.int32)
+            self._runs[count] = _inlined(
+                functools.partial(self._run, count),
+                self.signature.specs,
+                numbers,
+                numbers,
+                numbers,
+            )
+        return self._runs[count](
+            rows,
+            *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.micro_batches)),
+        )
+
+    def same_graph(self, batch_rows: int, other: int) -> bool:
+        """Tell whether steps of so many rows can be made in one call of `run`."""
+        return self._micro_batches(batch_rows) == self._micro_batches(other)
+
+    def _micro_batches(self, batch_rows: int) -> int:
+        """Micro-batches of a step, where the graph is made for their number."""
+        if not self._reduce.counts:
+            return 0
+        assert self._micro_batch_size is not None
+        return -(-batch_rows // self._micro_batch_size)
+
+    def _run(
+        self,
+        count: int,
+        rows: list[Tensor],
+        offsets: Tensor,
+        batch_rows: Tensor,
+        micro_batches: Tensor,
+    ) -> StepResult:
+        """Loop over the steps. The tensors are those of `Shares`."""
 
         def one(step: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             share = [array[offsets[step] : offsets[step + 1]] for array in rows]
-            finite, share_finite = self._step(share, batch_rows[step], micro_batches[step])
-            return step + 1, finite, share_finite
+            finite, own_finite = self._step(count, share, batch_rows[step], micro_batches[step])
+            return step + 1, finite, own_finite
 
         # parallel_iterations=1: no step's collectives may overtake those of the step before.
         return StepResult(
@@ -124,36 +168,50 @@ class Steps:
         )
 
     def _step(
-        self, share: list[Tensor], batch_rows: Tensor, micro_batch: Tensor
+        self, count: int, share: list[Tensor], batch_rows: Tensor, first: Tensor
     ) -> tuple[Tensor, Tensor]:
         """THE step: this worker's sums, their reduction over all workers, the update."""
-        totals = self._denominators(share)
-        local, pieces = self._over_micro_batches(
-            self._sum, share, lambda rows, index: (rows, batch_rows, micro_batch + index, totals)
+        state = self.state.read()
+        totals = tf.zeros(len(self.losses))
+        if self.splits and self._count.structured_outputs[0] is not None:
+            totals, _, _ = self._reduce(
+                self._count, lambda rows, _: (state, rows), share, first, count
+            )
+        sums, pieces, own = self._reduce(
+            self._sum,
+            lambda rows, number: (state, rows, batch_rows, number, totals),
+            share,
+            first,
+            count,
         )
-        sums = self._reduce(local)
         if self.training:
-            self._update(sums, self._gather(pieces))
+            self._update(sums, pieces)
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
-        return tf.math.is_finite(sums.loss), tf.math.is_finite(local.loss)
-
-    def _denominators(self, share: list[Tensor]) -> Tensor:
-        """What each loss divides by on the whole global mini-batch, where the data decide it."""
-        if not self.splits or self._count.structured_outputs[0] is None:
-            return tf.zeros(len(self.losses))
-        own, _ = self._over_micro_batches(self._count, share, lambda rows, _: (rows,))
-        return self._reduce(own)
+        return tf.math.is_finite(sums.loss), tf.math.is_finite(own.loss)
 
     def _micro_batch_sums(
-        self, rows: list[Tensor], batch_rows: Tensor, micro_batch: Tensor, totals: Tensor
+        self,
+        state: list[Tensor],
+        rows: list[Tensor],
+        batch_rows: Tensor,
+        number: Tensor,
+        totals: Tensor,
     ) -> tuple[Sums, Pieces]:
-        """Forward and backward through one micro-batch: its part of every sum."""
-        model, state = self.model, self.state
+        """Forward and backward through one micro-batch: its part of every sum.
+
+        Args:
+            state: values of the model's variables, as `ModelState.read` gives them.
+            rows: of the micro-batch, as `signature` describes them.
+            batch_rows: rows of the global mini-batch.
+            number: of the micro-batch within the global mini-batch.
+            totals: denominators of the whole global mini-batch, see `losses.py`.
+        """
+        model = self.model
         x, y, sample_weight = self.signature.unpack(rows)
         row_share = tf.cast(tf.shape(rows[0])[0], tf.float32) / tf.cast(batch_rows, tf.float32)
-        weights = [tf.convert_to_tensor(variable.value) for variable in state.weights]
-        with state.copies(weights, micro_batch) as scope:
+        weights = self.state.weights_of(state)
+        with self.state.copies(state, number) as scope:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 y_pred = self._forward(x, self.training)
@@ -162,14 +220,14 @@ class Steps:
                     loss += row_share * model._aggregate_additional_loss(extra)
                 scaled = model.optimizer.scale_loss(loss) if self.training else loss
             model.compute_metrics(x, y, y_pred, sample_weight)
-            new_state, metrics = state.sums(scope, row_share, micro_batch)
+            new_state, metrics = self.state.sums(scope, row_share, number)
         gradients = tape.gradient(scaled, weights) if self.training else []
         # Known while tracing: the loss may not depend on every weight.
         self._kinds = [type(gradient) for gradient in gradients]
         slices = [g for g in gradients if isinstance(g, tf.IndexedSlices)]
         dense = [
             tf.ensure_shape(gradient, weight.shape)
-            for gradient, weight in zip(gradients, state.weights, strict=False)
+            for gradient, weight in zip(gradients, weights, strict=False)
             if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
         ]
         return (
@@ -177,14 +235,15 @@ class Steps:
             Pieces([g.indices for g in slices], [g.values for g in slices]),
         )
 
-    def _micro_batch_denominators(self, rows: list[Tensor]) -> tuple[Tensor | None, tuple]:
+    def _micro_batch_denominators(
+        self, state: list[Tensor], rows: list[Tensor]
+    ) -> tuple[Tensor | None, tuple]:
         """What each loss divides by on one micro-batch, None if its rows tell.
 
         Only masks are needed of the forward pass: TensorFlow prunes the rest from the graph.
         """
         x, y, sample_weight = self.signature.unpack(rows)
-        weights = [tf.convert_to_tensor(variable.value) for variable in self.state.weights]
-        with self.state.copies(weights, tf.constant(0)):
+        with self.state.copies(state, tf.constant(0)):
             y_pred = self._forward(x, training=False)
             return self.losses.denominators(y, y_pred, sample_weight), ()
 
@@ -192,58 +251,6 @@ class Steps:
         if self.model._call_has_training_arg:
             return self.model(x, training=training)
         return self.model(x)
-
-    def _over_micro_batches(
-        self, function: Any, share: list[Tensor], arguments: Callable[..., tuple]
-    ) -> tuple[Any, Any]:
-        """Add up, and join, what `function(*arguments(rows, index))` gives for each micro-batch."""
-        size = self.micro_batch_size
-        if size is None:
-            return function(*arguments(share, 0))
-        rows = tf.shape(share[0])[0]
-
-        def add(index: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
-            start = index * size
-            stop = start + tf.minimum(size, rows - start)
-            result = function(*arguments([array[start:stop] for array in share], index))
-            join = functools.partial(tf.nest.map_structure, lambda a, b: tf.concat([a, b], axis=0))
-            return (
-                index + 1,
-                tf.nest.map_structure(tf.add, sums, result[0]),
-                join(pieces, result[1]),
-            )
-
-        sums, pieces = function.structured_outputs
-        none_yet = (
-            tf.constant(0),
-            tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums),
-            tf.nest.map_structure(lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype), pieces),
-        )
-        _, sums, pieces = tf.while_loop(
-            lambda index, *_: index < -(-rows // size),
-            add,
-            none_yet,
-            shape_invariants=(
-                tf.TensorShape([]),
-                tf.nest.map_structure(lambda spec: spec.shape, sums),
-                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
-            ),
-            parallel_iterations=1,
-        )
-        return sums, pieces
-
-    def _reduce(self, sums: Any) -> Any:
-        """Add up all workers' sums."""
-        if self.communicator.size == 1:
-            return sums
-        reduced = self.communicator.allreduce_sum(tf.nest.flatten(sums))
-        return tf.nest.pack_sequence_as(sums, reduced)
-
-    def _gather(self, pieces: Pieces) -> Pieces:
-        """Join all workers' pieces."""
-        if self.communicator.size == 1:
-            return pieces
-        return tf.nest.map_structure(self.communicator.allgather, pieces)
 
     def _update(self, sums: Sums, pieces: Pieces) -> None:
         """Let the optimizer make its one update; clipping and weight decay happen inside it."""
@@ -259,7 +266,7 @@ class Steps:
             self.model.optimizer.apply_gradients(zip(gradients, self.state.weights, strict=True))
 
 
-def _trace(function: Callable[..., Any], *signature: Any) -> Any:
+def _inlined(function: Callable[..., Any], *signature: Any) -> Any:
     return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
 

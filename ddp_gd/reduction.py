@@ -1,0 +1,312 @@
+"""How the sums of a step's micro-batches become one sum over all workers.
+
+`AllReduce` adds a worker's micro-batches one after the other and lets the backend add the workers'
+sums, in whatever order is fastest: equal to rounding at any number of workers.
+
+`CanonicalTree` adds them all in the order of one binary tree (`tree.py`), which depends on the
+number of micro-batches alone: equal to the last bit. Several micro-batches are computed at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from . import tree
+from .comm.base import Communicator
+from .plan import block
+
+Tensor = Any
+# Micro-batches written out one by one in a graph; more of them are a function that is called twice.
+_UNROLLED_LEVELS = 5
+
+
+class Function(Protocol):
+    """What is to be summed: of one micro-batch, `(sums, pieces)`.
+
+    `sums` are added, `pieces` are joined along axis 0 in the order of micro-batches; both are
+    structures of tensors.
+    """
+
+    structured_outputs: Any
+
+    def __call__(self, *arguments: Any) -> tuple[Any, Any]:
+        """Compute one micro-batch."""
+        ...
+
+
+Arguments = Callable[[list[Tensor], Tensor], tuple]
+
+
+class AllReduce:
+    """Sums equal to rounding at any number of workers.
+
+    Args:
+        communicator: the workers.
+        micro_batch_size: rows of a micro-batch; None makes the share one, and never empty.
+    """
+
+    # Whether a graph is made for one number of micro-batches.
+    counts = False
+
+    def __init__(self, communicator: Communicator, micro_batch_size: int | None):
+        self._communicator = communicator
+        self._size = micro_batch_size
+
+    def __call__(
+        self, function: Function, arguments: Arguments, share: list[Tensor], first: Tensor, _: int
+    ) -> tuple[Any, Any, Any]:
+        """Sum `function(*arguments(rows, number))` over the micro-batches of all workers.
+
+        Args:
+            function: see `Function`.
+            arguments: the function's, for a micro-batch of these rows and this number.
+            share: this worker's rows.
+            first: number of its first micro-batch.
+
+        Returns:
+            The sums and pieces of all workers, and this worker's own sums.
+        """
+        if self._size is None:
+            sums, pieces = function(*arguments(share, first))
+        else:
+            sums, pieces = self._loop(function, arguments, share, first, self._size)
+        if self._communicator.size == 1:
+            return sums, pieces, sums
+        added = self._communicator.allreduce_sum(tf.nest.flatten(sums))
+        joined = tf.nest.map_structure(self._communicator.allgather, pieces)
+        return tf.nest.pack_sequence_as(sums, added), joined, sums
+
+    def _loop(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        first: Tensor,
+        size: int,
+    ) -> tuple[Any, Any]:
+        rows = tf.shape(share[0])[0]
+
+        def add(number: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
+            start = number * size
+            stop = start + tf.minimum(size, rows - start)
+            more = function(*arguments([array[start:stop] for array in share], first + number))
+            return number + 1, _add(sums, more[0]), _join([pieces, more[1]])
+
+        sums, pieces = function.structured_outputs
+        _, sums, pieces = tf.while_loop(
+            lambda number, *_: number < -(-rows // size),
+            add,
+            (
+                tf.constant(0),
+                tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums),
+                tf.nest.map_structure(_no_rows, pieces),
+            ),
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.nest.map_structure(lambda spec: spec.shape, sums),
+                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
+            ),
+            parallel_iterations=1,
+        )
+        return sums, pieces
+
+
+class CanonicalTree:
+    """Sums equal bit for bit at any number of workers.
+
+    A worker adds up the whole nodes that its micro-batches make up. An alltoall gives each worker
+    one slice of every node's sum, it finishes the tree for that slice, and an allgather returns the
+    whole: the bytes of a ring allreduce where each worker's micro-batches are one node.
+
+    Args:
+        communicator: the workers.
+        micro_batch_size: rows of a micro-batch.
+        lanes: micro-batches computed at once.
+    """
+
+    counts = True
+
+    def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
+        self._communicator = communicator
+        self._size = micro_batch_size
+        self._lanes = lanes
+
+    def __call__(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        first: Tensor,
+        micro_batches: int,
+    ) -> tuple[Any, Any, Any]:
+        """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
+        rank, size = self._communicator.rank, self._communicator.size
+        owned = [
+            tree.nodes(*block(micro_batches, size, worker), micro_batches) for worker in range(size)
+        ]
+        begin, _ = block(micro_batches, size, rank)
+        worker = _Worker(function, arguments, share, begin, self._size, self._lanes)
+        results = [worker.node(node, micro_batches) for node in owned[rank]]
+        own = [sums for sums, _ in results]
+        specs = function.structured_outputs
+        pieces = _join([pieces for _, pieces in results]) if results else None
+        if pieces is None:
+            pieces = tf.nest.map_structure(_no_rows, specs[1])
+        if size == 1:
+            return own[0], pieces, own[0]
+        total = tf.nest.pack_sequence_as(
+            specs[0], self._finish(own, tf.nest.flatten(specs[0]), owned, micro_batches)
+        )
+        joined = tf.nest.map_structure(self._communicator.allgather, pieces)
+        return total, joined, functools.reduce(_add, own) if own else total
+
+    def _finish(
+        self, own: list[Any], specs: list[Any], owned: list[list[tree.Node]], micro_batches: int
+    ) -> list[Tensor]:
+        """Exchange this worker's nodes for all workers' total."""
+        total: list[Tensor] = [None] * len(specs)
+        flat = [tf.nest.flatten(sums) for sums in own]
+        for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
+            places = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
+            vectors = [
+                tf.concat([tf.reshape(tensors[i], [-1]) for i in places], axis=0)
+                for tensors in flat
+            ]
+            sizes = [specs[i].shape.num_elements() for i in places]
+            vector = self._finish_vector(vectors, sum(sizes), dtype, owned, micro_batches)
+            for i, part in zip(places, tf.split(vector, sizes), strict=True):
+                total[i] = tf.reshape(part, specs[i].shape)
+        return total
+
+    def _finish_vector(
+        self,
+        vectors: list[Tensor],
+        length: int,
+        dtype: tf.DType,
+        owned: list[list[tree.Node]],
+        micro_batches: int,
+    ) -> Tensor:
+        size = self._communicator.size
+        width = -(-length // size)
+        # (own nodes, length) -> (workers, own nodes, width): to each worker its slice of each node
+        table = tf.stack(vectors) if vectors else tf.zeros([0, length], dtype)
+        table = tf.pad(table, [[0, 0], [0, width * size - length]])
+        table = tf.transpose(tf.reshape(table, [len(vectors), size, width]), [1, 0, 2])
+        slices = self._communicator.alltoall(
+            tf.reshape(table, [size * len(vectors), width]), tf.fill([size], len(vectors))
+        )
+        every_node = [node for nodes in owned for node in nodes]  # slices: (every node, width)
+        held = dict(zip(every_node, tf.unstack(slices, num=len(every_node)), strict=True))
+        own_slice = tree.fold(tree.root(micro_batches), micro_batches, held, tf.add)
+        return tf.reshape(self._communicator.allgather(own_slice[None]), [-1])[:length]
+
+
+class _Worker:
+    """Computes this worker's nodes of the tree, `lanes` micro-batches at once."""
+
+    def __init__(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        begin: int,
+        size: int,
+        lanes: int,
+    ):
+        self._function = function
+        self._arguments = arguments
+        self._share = share
+        self._begin = begin
+        self._size = size
+        self._lanes = lanes
+        self._called: list[Tensor] = []  # an output of each call so far
+        self._whole: dict[int, Any] = {}
+
+    def node(self, node: tree.Node, leaves: int) -> tuple[Any, Any]:
+        """Return `(sums, pieces)` of a node whose micro-batches are all this worker's."""
+        level, _ = node
+        start, stop = tree.span(node, leaves)
+        if level == 0:
+            return self._micro_batch(start)
+        if level > _UNROLLED_LEVELS and stop - start == 1 << level:
+            with tf.control_dependencies(self._called[-self._lanes :]):
+                result = self._whole_node(level)(tf.constant(start))
+            self._called += [_first(result)] * self._lanes
+            return result
+        return _combine([self.node(child, leaves) for child in tree.children(node, leaves)])
+
+    def _micro_batch(self, number: Tensor) -> tuple[Any, Any]:
+        """Compute one micro-batch, once the one `lanes` before it is done."""
+        before = self._called[-self._lanes] if len(self._called) >= self._lanes else None
+        with tf.control_dependencies([] if before is None else [before]):
+            start = (number - self._begin) * self._size
+            rows = [array[start : start + self._size] for array in self._share]
+            result = self._function(*self._arguments(rows, tf.convert_to_tensor(number)))
+        self._called.append(_first(result))
+        return result
+
+    def _whole_node(self, level: int) -> Any:
+        """Make the function that computes a node of `2**level` micro-batches from its first."""
+        if level not in self._whole:
+
+            def compute(first: Tensor) -> tuple[Any, Any]:
+                if level > _UNROLLED_LEVELS:
+                    half = self._whole_node(level - 1)
+                    left = half(first)
+                    with tf.control_dependencies([_first(left)]):
+                        return _combine([left, half(first + (1 << (level - 1)))])
+                worker = _Worker(
+                    self._function,
+                    self._arguments,
+                    self._share,
+                    self._begin,
+                    self._size,
+                    self._lanes,
+                )
+                count = 1 << level
+                held = {(0, i): worker._micro_batch(first + i) for i in range(count)}
+                return tree.fold((level, 0), count, held, lambda a, b: _combine([a, b]))
+
+            self._whole[level] = isolated(compute, tf.TensorSpec([], tf.int32))
+        return self._whole[level]
+
+
+def isolated(function: Callable[..., Any], *signature: Any) -> Any:
+    """Trace a function that keeps its own graph wherever it is called.
+
+    TensorFlow would otherwise inline it and optimize it together with what stands around it, which
+    is not the same at every number of workers.
+    """
+    return tf.function(
+        function,
+        input_signature=signature,
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    ).get_concrete_function()
+
+
+def _first(result: Any) -> Tensor:
+    return tf.nest.flatten(result)[0]
+
+
+def _combine(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    if len(parts) == 1:
+        return parts[0]
+    (left, left_pieces), (right, right_pieces) = parts
+    return _add(left, right), _join([left_pieces, right_pieces])
+
+
+def _add(left: Any, right: Any) -> Any:
+    return tf.nest.map_structure(tf.add, left, right)
+
+
+def _join(pieces: list[Any]) -> Any:
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *pieces)
+
+
+def _no_rows(spec: tf.TensorSpec) -> Tensor:
+    return tf.zeros([0, *spec.shape[1:]], spec.dtype)
