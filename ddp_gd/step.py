@@ -217,7 +217,8 @@ class Steps:
                 y_pred = self._forward(x, self.training)
                 loss, losses = self.losses(y, y_pred, sample_weight, row_share, totals)
                 for extra in model.losses:  # weight and activity regularisers, add_loss
-                    loss += row_share * model._aggregate_additional_loss(extra)
+                    value = model._aggregate_additional_loss(extra)
+                    loss += tf.cast(tf.cast(row_share, value.dtype) * value, loss.dtype)
                 scaled = model.optimizer.scale_loss(loss) if self.training else loss
             model.compute_metrics(x, y, y_pred, sample_weight)
             new_state, metrics = self.state.sums(scope, row_share, number)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from . import replicas, runtime
 from .arrays import Arrays
@@ -106,15 +107,25 @@ def fit(
     _require_counts(epochs=epochs, initial_epoch=initial_epoch)
     train, validate = _split(x, y, sample_weight, validation_split, validation_data)
     arrays = Arrays(train[0], train[1], train[2], class_weight)
+    batch_size = _batch_size(batch_size, arrays.rows)
     plan = Plan(
         rows=arrays.rows,
-        batch_size=_batch_size(batch_size, arrays.rows),
-        micro_batch_size=micro_batch_size,
+        batch_size=batch_size,
+        micro_batch_size=_micro_batch_size(micro_batch_size, batch_size),
         shuffle=shuffle,
         seed=replicas.shared_seed(communicator, seed) if shuffle else 0,
     )
-    replicas.build(model, arrays.signature)
     settings = {"epochs": epochs, "initial_epoch": initial_epoch, "plan": plan}
+    validation_batch_size = validation_batch_size or plan.batch_size
+    if validate is not None:
+        validation_arrays = Arrays(*validate)
+        _require_frequency(validation_freq)
+        settings |= {
+            "validation_batch_size": validation_batch_size,
+            "validation_freq": validation_freq,
+            **{f"validation {name}": fact for name, fact in validation_arrays.describe().items()},
+        }
+    replicas.build(model, arrays.signature)
     replicas.require_same(communicator, model, arrays, settings)
 
     hooks = _Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
@@ -122,7 +133,7 @@ def fit(
     validation_loop = None
     if validate is not None:
         validation_loop = _evaluation_loop(
-            communicator, model, Arrays(*validate), validation_batch_size or plan.batch_size
+            communicator, model, validation_arrays, validation_batch_size
         )
 
     model.stop_training = False
@@ -197,6 +208,7 @@ def _evaluate(model: keras.Model, loop: Loop, hooks: _Hooks) -> dict[str, float]
         loop.run(first, stop)
         logs = _logs(model)
         hooks.callbacks.on_test_batch_end(stop - 1, logs)
+    logs = dict(sorted(logs.items()))  # as Keras has them after an evaluation
     hooks.callbacks.on_test_end(logs)
     return logs
 
@@ -262,6 +274,7 @@ def _has_batch_hooks(callbacks: list[Any]) -> bool:
 def _loop(
     communicator: Communicator, model: keras.Model, arrays: Arrays, plan: Plan, *, training: bool
 ) -> Loop:
+    bitwise = runtime.is_bitwise()
     steps = Steps(
         model,
         communicator,
@@ -269,6 +282,7 @@ def _loop(
         micro_batch_size=plan.micro_batch_size,
         empty_shares=plan.has_empty_shares(communicator.size),
         training=training,
+        bitwise_lanes=tf.config.threading.get_inter_op_parallelism_threads() if bitwise else 0,
     )
     return Loop(steps, arrays, plan, communicator)
 
@@ -276,7 +290,8 @@ def _loop(
 def _evaluation_loop(
     communicator: Communicator, model: keras.Model, arrays: Arrays, batch_size: int
 ) -> Loop:
-    return _loop(communicator, model, arrays, Plan(arrays.rows, batch_size), training=False)
+    plan = Plan(arrays.rows, batch_size, _micro_batch_size(None, batch_size))
+    return _loop(communicator, model, arrays, plan, training=False)
 
 
 def _logs(model: keras.Model) -> dict[str, float]:
@@ -314,6 +329,13 @@ def _batch_size(batch_size: int | str, rows: int) -> int:
     return int(batch_size)
 
 
+def _micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int | None:
+    """In bitwise mode every batch has micro-batches: eight or more, of at most 128 rows."""
+    if micro_batch_size is None and runtime.is_bitwise():
+        return max(1, min(128, batch_size // 8))
+    return micro_batch_size
+
+
 def _require_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, (int, np.integer)) or value < 0:
@@ -329,6 +351,15 @@ def _verbosity(verbose: int | str, communicator: Communicator) -> int:
         # mpirun gives its processes a terminal of their own, whatever stands behind it.
         return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
     return int(verbose)
+
+
+def _require_frequency(validation_freq: Any) -> None:
+    number = isinstance(validation_freq, (int, np.integer))
+    if validation_freq < 1 if number else not isinstance(validation_freq, Iterable):
+        raise ConfigError(
+            f"validation_freq={validation_freq!r} must be a whole number, 1 or more, or the epochs "
+            "to validate after."
+        )
 
 
 def _is_due(epoch: int, validation_freq: int | Iterable[int]) -> bool:
