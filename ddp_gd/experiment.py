@@ -11,7 +11,7 @@ import numpy as np
 from . import data, models, replicas, results, runtime
 from .config import TrainConfig
 from .data import Dataset
-from .errors import ConfigError
+from .errors import ConfigError, NumericsError
 from .split import Normalizer, train_validation_split
 from .training import evaluate, fit
 
@@ -36,6 +36,11 @@ def run(config: TrainConfig) -> None:
     loss = _loss(config)
     dataset = data.load(config.data, config.target)
     train, validate = train_validation_split(len(dataset.features), config.validation_split)
+    if config.batch_size != "full" and config.batch_size > train.stop:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} is larger than the {train.stop} rows to train on; "
+            f"give {train.stop} or less, or full for one update an epoch."
+        )
     x_scaling, y_scaling = _normalizers(config, dataset, train)
     x = x_scaling.transform(dataset.features) if x_scaling else dataset.features
     y = y_scaling.transform(dataset.targets) if y_scaling else dataset.targets
@@ -45,6 +50,8 @@ def run(config: TrainConfig) -> None:
     model = models.build(
         config.model, dataset.features.shape[1:], _outputs(config, dataset), config.hidden
     )
+    # Shares the weights of `model`. Made now: what can't be saved isn't worth training.
+    raw = models.with_preprocessing(model, x_scaling, y_scaling)
     if not model.compiled:
         accuracy = ["accuracy"] if config.loss in _CLASS_LOSSES else None
         model.compile(_optimizer(config), loss, metrics=accuracy)
@@ -72,15 +79,33 @@ def run(config: TrainConfig) -> None:
         seed=seed,
     )
 
-    raw = models.with_preprocessing(model, x_scaling, y_scaling)
-    raw.compile(loss=model.loss, metrics=["mean_absolute_error"] if y_scaling else None)
-    final = {"training": evaluate(raw, dataset.features[train], dataset.targets[train], verbose=0)}
-    if config.validation_split:
-        held_back = dataset.features[validate], dataset.targets[validate]
-        final["validation"] = evaluate(raw, *held_back, verbose=0)
+    parts = {"training": train} | ({"validation": validate} if config.validation_split else {})
+    metric = "accuracy" if config.loss in _CLASS_LOSSES else "mean_absolute_error"
+    final = _evaluate(raw, model.loss, metric, dataset, parts)
     if leader:
-        results.write(setting, model, raw, history.history, final)
-        results.conclude(setting, model, final)
+        folder = results.write(setting, model, raw, history.history, final)
+        results.conclude(setting, model, final, folder)
+
+
+def _evaluate(
+    raw: keras.Model, loss: Any, metric: str, dataset: Dataset, parts: dict[str, slice]
+) -> dict[str, dict[str, float] | None]:
+    """Loss and metric of each part of the data in its own units; None where they aren't finite."""
+    final: dict[str, dict[str, float] | None] = {}
+    floatx = keras.config.floatx()
+    # float32 would forget the last digits of a column with a large mean, and overflow in squares.
+    keras.config.set_floatx("float64")
+    try:
+        raw.compile(loss=loss, metrics=[metric])
+        for part, rows in parts.items():
+            try:
+                x, y = dataset.features[rows], dataset.targets[rows]
+                final[part] = evaluate(raw, x, y, verbose=0)
+            except NumericsError:  # on all workers: the logarithm of a negative prediction, say
+                final[part] = None
+    finally:
+        keras.config.set_floatx(floatx)
+    return final
 
 
 def _normalizers(
@@ -97,8 +122,20 @@ def _normalizers(
 
 def _outputs(config: TrainConfig, dataset: Dataset) -> int:
     targets = dataset.targets
+    if config.model in models.KNOWN and targets.ndim > 2:
+        raise ConfigError(
+            f"--model {config.model} predicts a row of numbers for each row of features, but the "
+            f"targets in {dataset.source} have shape {targets.shape}. Give a model of your own, "
+            "path/to/file.py:function."
+        )
     if config.loss != "sparse_categorical_crossentropy":
         return int(targets.shape[-1])
+    if config.model in models.KNOWN and targets.shape[-1] != 1:
+        raise ConfigError(
+            f"--loss {config.loss} needs one class number for each row, but the targets in "
+            f"{dataset.source} have shape {targets.shape}. For one column per class use --loss "
+            "categorical_crossentropy."
+        )
     classes = np.unique(targets)
     if classes[0] < 0 or np.any(classes != np.floor(classes)):
         raise ConfigError(

@@ -123,8 +123,8 @@ def with_preprocessing(
 def _check_columns(what: str, normalizer: Normalizer | None, shape: tuple[int | None, ...]) -> None:
     if normalizer is not None and shape[-1] != len(normalizer.mean):
         raise ModelError(
-            f"the normaliser of the {what} has {len(normalizer.mean)} columns but the model has "
-            f"{shape[-1]}: fit it on the arrays that the model is trained on"
+            f"the data has {len(normalizer.mean)} columns of {what} but the model has "
+            f"{shape[-1]}: give it as many"
         )
 
 
@@ -154,6 +154,8 @@ def _from_file(name: str, input_shape: tuple[int, ...], output_units: int) -> ke
             f"model {name!r}: {function_name} returned a {type(model).__name__}: "
             "return a keras.Model"
         )
+    if isinstance(model, keras.Sequential) and not model.built:
+        model.build((None, *input_shape))  # one that doesn't start with keras.Input
     return model
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from .data import Dataset
 from .errors import ConfigError
 from .plan import Plan
 from .replicas import fingerprint
+
+# Losses and metrics of "training" and perhaps "validation"; None if they are not finite numbers.
+Final = Mapping[str, Mapping[str, float] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +62,14 @@ class Setting:
 
 
 def new_folder(out: str | None) -> Path:
-    """Choose the folder for the results, which is made when there are some.
+    """Choose the folder for the results, which is made when there are some (`_make`).
 
     Raises:
         ConfigError: it holds something already, or could not be made.
     """
     if out is None:
-        stamp = time.strftime("runs/%Y%m%d-%H%M%S")
-        taken = [Path(stamp), *(Path(f"{stamp}-{number}") for number in range(2, 1000))]
-        return next(folder for folder in taken if not folder.exists())
+        stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
+        return next(folder for folder in _numbered(stamp) if not folder.exists())
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder that is new or empty.")
@@ -77,6 +81,23 @@ def new_folder(out: str | None) -> Path:
     return folder
 
 
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _make(chosen: Path) -> Path:
+    """Make the folder, or the next free one: another run may have taken it in the meantime."""
+    for folder in _numbered(chosen):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+        if folder.is_dir() and not any(folder.iterdir()):
+            return folder
+    raise AssertionError("there is always another number")
+
+
 def announce(setting: Setting, model: keras.Model) -> None:
     """Print what is about to be trained on what, and who computes what of it."""
     config, dataset, plan = setting.config, setting.dataset, setting.plan
@@ -86,15 +107,16 @@ def announce(setting: Setting, model: keras.Model) -> None:
     share = plan.share(0, 0, workers)
     rows = share.stop - share.start
     lines = {
-        "data": f"{dataset.source}: {setting.train_rows} rows to train on, {held_back} to validate"
-        f"; {' x '.join(map(str, features))} features -> {', '.join(dataset.target_names)}"
+        "data": f"{dataset.source}: {_count(setting.train_rows, 'row')} to train on, {held_back} "
+        f"to validate; {' x '.join(map(str, features))} feature{'s' * (features != (1,))} -> "
+        f"{', '.join(dataset.target_names)}"
         + ("; normalised by the training rows" if config.normalize else ""),
         "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
         f"{_optimizer(model.optimizer)}",
         "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}",
         "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
         f"{rows} of these rows{'' if plan.batch_size % workers == 0 else ' or one less'}; "
-        f"{plan.steps} steps an epoch, {config.epochs} epochs",
+        f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
         "results": str(setting.folder),
     }
     for name, text in lines.items():
@@ -106,8 +128,8 @@ def write(
     model: keras.Model,
     raw: keras.Model,
     history: Mapping[str, Sequence[float]],
-    final: Mapping[str, Mapping[str, float]],
-) -> None:
+    final: Final,
+) -> Path:
     """Write the results.
 
     Args:
@@ -116,9 +138,11 @@ def write(
         raw: the same on raw features, to be saved.
         history: Keras's `History.history`.
         final: the losses at the end in the target's own units, of training and validation.
+
+    Returns:
+        The folder they are in.
     """
-    folder = setting.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make(setting.folder)
     with (folder / "history.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["epoch", *history])
@@ -153,18 +177,21 @@ def write(
     unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
     report.draw_losses(history, folder / "loss.png", unit)
     raw.save(folder / "model.keras")
+    return folder
 
 
-def conclude(
-    setting: Setting, model: keras.Model, final: Mapping[str, Mapping[str, float]]
-) -> None:
+def conclude(setting: Setting, model: keras.Model, final: Final, folder: Path) -> None:
     """Print how it ended, in the target's own units, where the results lie, and the fingerprint."""
     units = " in the target's own units" if setting.normalized_targets else ""
     for part, values in final.items():
-        numbers = ", ".join(f"{_title(k, model)} {value:.6g}" for k, value in values.items())
-        print(f"final   {part}{units}: {numbers}")
-    print(f"results {setting.folder}/: history.csv, config.json, loss.png, model.keras")
+        numbers = ", ".join(f"{_title(k, model)} {v:.6g}" for k, v in (values or {}).items())
+        print(f"final   {part}{units}: {numbers or 'not a finite number'}")
+    print(f"results {folder}/: history.csv, config.json, loss.png, model.keras")
     print(f"fingerprint: {fingerprint(model)}", flush=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _title(key: str, model: keras.Model) -> str:
@@ -182,7 +209,10 @@ def _optimizer(optimizer: Any) -> str:
     rate = settings["learning_rate"]
     if isinstance(rate, dict):
         schedule = rate["config"]
-        rate = f"{schedule['initial_learning_rate']:g} / (1 + {schedule['decay_rate']:g} k)"
+        if rate["class_name"] == "InverseTimeDecay" and schedule["decay_steps"] == 1:
+            rate = f"{schedule['initial_learning_rate']:g} / (1 + {schedule['decay_rate']:g} k)"
+        else:
+            rate = rate["class_name"]
     else:
         rate = f"{float(rate):g}"
     momentum = settings.get("momentum")

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 
 import tyro
 
 from .comm.environment import launch
 from .config import TrainConfig
+from .errors import DdpGdError
 
 
 def main() -> None:
     """Train as the command line says, on all workers of the job."""
     config = _parse()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the CPU and absent GPUs
     from .experiment import run  # imports TensorFlow: not for --help
 
-    run(config)
+    try:
+        run(config)
+    except (DdpGdError, KeyboardInterrupt) as error:
+        # Of several workers one speaks and ends them all: runtime.init() saw to that.
+        if launch().size > 1 or os.environ.get("DDP_GD_TRACEBACK") == "1":
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        sys.exit(f"ddp_gd: error: {error}")
 
 
 def _parse() -> TrainConfig:
     """Read the command line; of several workers, rank 0 says what is wrong with it."""
     prog = "python -m ddp_gd.train"
-    if launch().rank == 0:
+    job = launch()
+    if job.size > 1:
+        os.environ["TERM"] = "dumb"  # a launcher's pseudo-terminals look as if they had colours
+    if job.rank == 0:
         return tyro.cli(TrainConfig, prog=prog)
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # noqa: SIM117
