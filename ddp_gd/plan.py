@@ -81,8 +81,10 @@ class Plan:
             raise ConfigError(f"The data have {self.rows} rows; training needs at least one.")
         for name in ("batch_size", "micro_batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value!r} must be at least 1.")
+            if value is None and name == "micro_batch_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number, 1 or more.")
         if self.shuffle not in (True, False, "batch"):
             raise ConfigError(f"shuffle={self.shuffle!r} must be True, False or 'batch'.")
         if not 0 <= self.seed < 2**63:

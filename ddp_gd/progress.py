@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 
 class EpochLines(keras.callbacks.Callback):
@@ -18,7 +19,11 @@ class EpochLines(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Print the line."""
         milliseconds = (time.perf_counter() - self._began) * 1000 / self.params["steps"]
-        values = [f"{name}: {value:.7g}" for name, value in (logs or {}).items()]
+        # F1Score, for one, has a number for each class.
+        values = [
+            f"{name}: {value}" if np.ndim(value) else f"{name}: {value:.7g}"
+            for name, value in (logs or {}).items()
+        ]
         parts = [
             f"Epoch {epoch + 1}/{self.params['epochs']}",
             f"{milliseconds:.3g} ms/step",

@@ -65,8 +65,11 @@ def require_same(
     config = keras.saving.serialize_keras_object(model.optimizer)
     facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
     facts["losses and metrics"] = " ".join(
-        f"{type(m).__name__} {m.name}" for m in [*_losses(model), *model.metrics]
+        [f"{type(loss).__name__} {loss.name} {_settings(loss)}" for loss in _losses(model)]
+        + [f"{type(metric).__name__} {metric.name}" for metric in model.metrics]
     )
+    compiled = model._compile_loss
+    facts["loss_weights"] = str(compiled._user_loss_weights if compiled is not None else None)
     runtime.agree(communicator, facts)
 
 
@@ -136,6 +139,12 @@ def _digest(variables: list[Any]) -> bytes:
         digest.update(f"{value.dtype.name}{list(value.shape)}".encode())
         digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).data.cast("B"))
     return digest.digest()
+
+
+def _settings(loss: Any) -> dict[str, Any]:
+    """The plain numbers and words that a loss was made with."""
+    plain = (bool, int, float, str)
+    return {k: v for k, v in loss.get_config().items() if isinstance(v, plain)}
 
 
 def _losses(model: keras.Model) -> list[Any]:

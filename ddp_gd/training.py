@@ -294,8 +294,10 @@ def _evaluation_loop(
     return _loop(communicator, model, arrays, plan, training=False)
 
 
-def _logs(model: keras.Model) -> dict[str, float]:
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
+def _logs(model: keras.Model) -> dict[str, Any]:
+    values = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
+    # F1Score, for one, has a number for each class.
+    return {name: value if value.ndim else float(value) for name, value in values.items()}
 
 
 def _split(

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 # A module imports only from lines above its own; those of one line don't import each other.
 ORDER = """
-errors
+errors tree
 config
 plan split data progress
 comm.base comm.environment
@@ -21,7 +21,7 @@ comm
 comm.single comm.horovod comm.mpi
 runtime
 arrays
-losses state
+losses state reduction
 step
 loop
 replicas
