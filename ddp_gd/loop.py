@@ -37,7 +37,7 @@ class Loop:
         plan: Plan,
         communicator: Communicator,
     ):
-        self._steps = steps
+        self.steps = steps
         self._arrays = arrays
         self._plan = plan
         self._communicator = communicator
@@ -69,7 +69,7 @@ class Loop:
             stop = min(first + (1 if every_step else self._steps_per_call), self._plan.steps)
             if stop == self._plan.steps and first < (last := stop - 1):
                 sizes = self._plan.step_rows(first), self._plan.step_rows(last)
-                stop = stop if self._steps.same_graph(*sizes) else last
+                stop = stop if self.steps.same_graph(*sizes) else last
             yield first, stop
             first = stop
 
@@ -83,7 +83,7 @@ class Loop:
         communicator = self._communicator
         shares = self._plan.shares(first, stop, communicator.rank, communicator.size)
         rows = self._arrays.take(self._order[shares.positions])
-        result = self._steps.run([tf.convert_to_tensor(leaf) for leaf in rows], shares)
+        result = self.steps.run([tf.convert_to_tensor(leaf) for leaf in rows], shares)
         if not result.finite.numpy():
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)

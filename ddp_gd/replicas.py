@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import runtime
+from . import bits, runtime
 from .arrays import Arrays, Signature
 from .comm.base import Communicator
 from .errors import ConfigError, ReplicaError
@@ -53,10 +53,14 @@ def require_same(
 
     Raises:
         MismatchError: on every worker, naming the rank and the difference.
+        ConfigError: bitwise mode, and what it needs is not set.
     """
+    if runtime.is_bitwise():
+        bits.require_preconditions()
     if communicator.size == 1:
         return
     facts = {name: str(value) for name, value in settings.items()}
+    facts |= bits.facts() if runtime.is_bitwise() else {}
     facts |= arrays.describe()
     facts["model"] = f"{type(model).__name__} {model.name}"
     for kind in ("trainable_variables", "non_trainable_variables"):

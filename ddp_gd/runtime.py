@@ -205,6 +205,7 @@ def _set_bitwise(communicator: Communicator) -> None:
         ) from None
     # It would re-order trees of additions, in one graph so and in the next one otherwise.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    tf.config.experimental.enable_op_determinism()
 
 
 def _user_set(kind: str) -> bool:

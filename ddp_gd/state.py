@@ -103,6 +103,16 @@ class ModelState:
                 state.append(tf.where(first, value, tf.zeros_like(value)))
         return state, [scope.get_current_value(v) for v in self._counted]
 
+    def layers_seeing_shares(self) -> list[str]:
+        """Names of the layers whose variables one micro-batch changes otherwise than another."""
+        changed = {id(v) for v in self._changed if is_seed(v) or v.dtype.startswith("float")}
+        names = []
+        for layer in self.model._flatten_layers(include_self=False):
+            own = [*layer._non_trainable_variables, *(g.state for g in layer._seed_generators)]
+            if any(id(variable) in changed for variable in own):
+                names.append(layer.name)
+        return names
+
     def assign(self, values: list[Tensor]) -> None:
         """Write the reduced state."""
         for variable, value in zip(self._changed, values, strict=True):

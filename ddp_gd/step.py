@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from . import bits
 from .arrays import Signature
 from .comm.base import Communicator
 from .errors import ModelError
@@ -97,6 +98,7 @@ class Steps:
         else:
             size = micro_batch_size or (tf.int32.max if empty_shares else None)
             self._reduce = AllReduce(communicator, size)
+        self._apply: Callable[[Sums, Pieces], None] = self._update
         self._trace = isolated if bitwise_lanes else _inlined
         number = tf.TensorSpec([], tf.int32)
         totals = tf.TensorSpec([len(self.losses)], tf.float32)
@@ -106,6 +108,16 @@ class Steps:
         self._sum = self._trace(
             self._micro_batch_sums, state, signature.specs, number, number, totals
         )
+        if self.splits:
+            bits.require_tracked_state(self._sum)
+        if bitwise_lanes:
+            bits.require_deterministic(self._sum)
+            if training:
+                specs = tf.nest.map_structure(
+                    lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+                    self._sum.structured_outputs,
+                )
+                self._apply = isolated(self._update, *specs)
         self._runs: dict[int, Any] = {}
 
     def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
@@ -185,7 +197,7 @@ class Steps:
             count,
         )
         if self.training:
-            self._update(sums, pieces)
+            self._apply(sums, pieces)
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
         return tf.math.is_finite(sums.loss), tf.math.is_finite(own.loss)

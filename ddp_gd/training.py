@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -130,6 +131,8 @@ def fit(
 
     hooks = _Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
     loop = _loop(communicator, model, arrays, plan, training=True)
+    if communicator.rank == 0 and communicator.size > 1 and plan.micro_batch_size is None:
+        _warn_of_shares(loop.steps)
     validation_loop = None
     if validate is not None:
         validation_loop = _evaluation_loop(
@@ -292,6 +295,18 @@ def _evaluation_loop(
 ) -> Loop:
     plan = Plan(arrays.rows, batch_size, _micro_batch_size(None, batch_size))
     return _loop(communicator, model, arrays, plan, training=False)
+
+
+def _warn_of_shares(steps: Steps) -> None:
+    """Name the layers whose result depends on how a global mini-batch is cut into shares."""
+    if layers := steps.state.layers_seeing_shares():
+        warnings.warn(
+            f"The result depends on the number of workers: {', '.join(layers)} see only a worker's "
+            "share of each mini-batch (batch statistics), or draw random numbers for it. Give "
+            "fit(micro_batch_size=...), or use ddp_gd.init(bitwise=True): mini-batches are then "
+            "cut in the same way at any number of workers.",
+            stacklevel=3,
+        )
 
 
 def _logs(model: keras.Model) -> dict[str, Any]:
