@@ -148,7 +148,9 @@ def _digest(variables: list[Any]) -> bytes:
 def _settings(loss: Any) -> dict[str, Any]:
     """The plain numbers and words that a loss was made with."""
     plain = (bool, int, float, str)
-    return {k: v for k, v in loss.get_config().items() if isinstance(v, plain)}
+    # Huber's get_config leaves out its delta.
+    settings = {**loss.get_config(), **getattr(loss, "_fn_kwargs", {})}
+    return {k: v for k, v in settings.items() if isinstance(v, plain)}
 
 
 def _losses(model: keras.Model) -> list[Any]:

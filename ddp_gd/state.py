@@ -103,9 +103,18 @@ class ModelState:
                 state.append(tf.where(first, value, tf.zeros_like(value)))
         return state, [scope.get_current_value(v) for v in self._counted]
 
-    def layers_seeing_shares(self) -> list[str]:
-        """Names of the layers whose variables one micro-batch changes otherwise than another."""
-        changed = {id(v) for v in self._changed if is_seed(v) or v.dtype.startswith("float")}
+    def layers_seeing_shares(self, seeds: bool = True, statistics: bool = True) -> list[str]:
+        """Names of the layers for which it matters how a global mini-batch is cut.
+
+        Args:
+            seeds: those that draw random numbers.
+            statistics: those that keep statistics of what they see.
+        """
+        changed = {
+            id(v)
+            for v in self._changed
+            if (seeds if is_seed(v) else statistics and v.dtype.startswith("float"))
+        }
         names = []
         for layer in self.model._flatten_layers(include_self=False):
             own = [*layer._non_trainable_variables, *(g.state for g in layer._seed_generators)]

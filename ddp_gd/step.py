@@ -143,6 +143,11 @@ class Steps:
             *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.micro_batches)),
         )
 
+    @property
+    def micro_batch_function(self) -> Any:
+        """The traced function of one micro-batch."""
+        return self._sum
+
     def same_graph(self, batch_rows: int, other: int) -> bool:
         """Tell whether steps of so many rows can be made in one call of `run`."""
         return self._micro_batches(batch_rows) == self._micro_batches(other)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import replicas, runtime
+from . import replicas, runtime, trace
 from .arrays import Arrays
 from .comm.base import Communicator
 from .errors import ConfigError, DataError
@@ -139,11 +139,17 @@ def fit(
             communicator, model, validation_arrays, validation_batch_size
         )
 
+    tracer = None
+    if communicator.rank == 0 and (where := trace.folder()) is not None:
+        setting = {"bitwise": runtime.is_bitwise(), "micro_batch_size": plan.micro_batch_size}
+        tracer = hooks.add_tracer(trace.Tracer(where, loop.steps, setting))
     model.stop_training = False
     hooks.callbacks.on_train_begin()
     # A callback may have restored a state, and with it the epoch to go on with, on rank 0.
     replicas.synchronize(communicator, model)
     first_epoch = replicas.from_rank_0(communicator, model._initial_epoch or initial_epoch)
+    if tracer is not None:
+        tracer.write_start()
     logs: dict[str, float] = {}
     for epoch in range(first_epoch, epochs):
         model.reset_metrics()
@@ -255,6 +261,13 @@ class _Hooks:
         # A callback that looks at every step may also stop the training there, on any worker.
         self._may_stop = replicas.any_worker(communicator, _has_batch_hooks(everywhere))
         self.every_step = self._may_stop or _has_batch_hooks(self.callbacks.callbacks)
+
+    def add_tracer(self, tracer: trace.Tracer) -> trace.Tracer:
+        """Let `tracer` see every step."""
+        tracer.set_model(self._model)
+        self.callbacks.callbacks.append(tracer)
+        self.every_step = True
+        return tracer
 
     def want_to_stop(self) -> bool:
         """Tell, after a step, whether some worker's callback set `model.stop_training`."""
