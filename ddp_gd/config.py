@@ -61,6 +61,11 @@ class TrainConfig:
     """Compute a worker's share in pieces of so many rows, for batches larger than memory; the
     update stays the same."""
 
+    bitwise: bool = False
+    """The same weights, optimizer state and history to the last bit at any number of workers.
+    Without --micro-batch-size a mini-batch is computed in eight or more pieces of at most 128 rows,
+    each on one thread, several at once."""
+
     epochs: int = 20
     """Passes over the training data."""
 

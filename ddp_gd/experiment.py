@@ -29,7 +29,7 @@ def run(config: TrainConfig) -> None:
     Raises:
         DdpGdError: something can't be used; nothing has been written.
     """
-    runtime.init(backend=config.backend)
+    runtime.init(backend=config.backend, bitwise=config.bitwise)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
     folder = results.new_folder(config.out) if leader else Path()

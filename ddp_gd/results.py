@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from . import report
+from . import bits, report
 from .comm.base import Communicator
 from .config import TrainConfig
 from .data import Dataset
@@ -113,7 +113,8 @@ def announce(setting: Setting, model: keras.Model) -> None:
         + ("; normalised by the training rows" if config.normalize else ""),
         "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
         f"{_optimizer(model.optimizer)}",
-        "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}",
+        "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}"
+        + ("; bit for bit" if config.bitwise else ""),
         "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
         f"{rows} of these rows{'' if plan.batch_size % workers == 0 else ' or one less'}; "
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
@@ -158,10 +159,8 @@ def write(
             "validation": len(setting.dataset.features) - setting.train_rows,
         },
         "steps_per_epoch": setting.plan.steps,
-        "threads": {
-            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
-            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
-        },
+        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+        "what_the_bits_depend_on": bits.facts(),
         "versions": {
             "python": platform.python_version(),
             **{
