@@ -1,0 +1,251 @@
+"""What `fit` does in a job beside the arithmetic: one function each, on every worker.
+
+Usage: python -m programs.behaviour BACKEND FOLDER [SCENARIO...]
+
+Every worker raises the same errors, so they can be caught, and one job checks many. An assertion
+that fails on any worker ends the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from programs import compare
+from programs.cases import BATCH, WEIGHTS, features, sequential
+
+import ddp_gd
+from ddp_gd.plan import Plan
+
+X, Y = features(4), features(1, seed=6)
+
+
+def network(units: int = 3, **compiled: Any) -> keras.Model:
+    """A small compiled model, the same each time."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    return sequential(layers.Dense(units, "tanh"), layers.Dense(1), **compiled)
+
+
+def fit(model: keras.Model, x: Any = X, y: Any = Y, **options: Any) -> keras.callbacks.History:
+    """`ddp_gd.fit` with the settings that every scenario shares."""
+    return ddp_gd.fit(
+        model, x, y, **{"batch_size": BATCH, "shuffle": False, "verbose": 0, **options}
+    )
+
+
+@contextlib.contextmanager
+def raises(kind: type[Exception], *quoted: str) -> Iterator[None]:
+    """Expect an exception whose text has all of `quoted`."""
+    with pytest.raises(kind) as caught:
+        yield
+    for text in quoted:
+        assert text in str(caught.value), f"{text!r} is not in: {caught.value}"
+
+
+def same_everywhere(folder: Path) -> None:
+    """Whatever a worker starts with, it ends with rank 0's bits."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(10 + ddp_gd.rank())  # other initial weights, other seeds
+    model = sequential(layers.Dense(5), layers.Dropout(0.5), layers.BatchNormalization())
+    history = fit(model, X, features(5), epochs=2, shuffle=True)
+    path = folder / f"fingerprint-{ddp_gd.rank()}"
+    path.write_text(f"{ddp_gd.fingerprint(model)} {history.history}")
+    fit(network())  # no worker goes on before all have written
+    texts = {(folder / f"fingerprint-{rank}").read_text() for rank in range(ddp_gd.size())}
+    assert len(texts) == 1, texts
+
+
+def batches(_: Path) -> None:
+    """Batches of one row, of fewer rows than workers, and of all rows train as Keras does."""
+    for batch_size in (1, 2, "full"):
+        for micro_batch_size in (None, 2):
+            model = network(optimizer="adam")
+            history = fit(
+                model, batch_size=batch_size, sample_weight=WEIGHTS,
+                micro_batch_size=micro_batch_size, epochs=2, validation_data=(X[:2], Y[:2]),
+            )  # fmt: skip
+            actual = compare.outcome(model, history)
+            if ddp_gd.rank() == 0:
+                model = network(optimizer="adam")
+                rows = len(X) if batch_size == "full" else batch_size
+                history = model.fit(
+                    X, Y, rows, sample_weight=WEIGHTS, epochs=2, shuffle=False, verbose=0,
+                    validation_data=(X[:2], Y[:2]),
+                )  # fmt: skip
+                wrong = compare.differences(compare.outcome(model, history), actual)
+                assert wrong == [], (batch_size, micro_batch_size, wrong)
+
+
+def shuffling(_: Path) -> None:
+    """A shuffled epoch is Keras's on the rows in the plan's order."""
+    for shuffle in (True, "batch"):
+        model = network()
+        actual = compare.outcome(model, fit(model, shuffle=shuffle, seed=9))
+        order = Plan(len(X), BATCH, shuffle=shuffle, seed=9).order(0)
+        if ddp_gd.rank() == 0:
+            model = network()
+            history = model.fit(X[order], Y[order], BATCH, shuffle=False, verbose=0)
+            assert compare.differences(compare.outcome(model, history), actual) == []
+
+
+def evaluation(_: Path) -> None:
+    """`evaluate` gives Keras's numbers, on every worker."""
+    metrics = ["mae", keras.metrics.RootMeanSquaredError(), keras.metrics.R2Score()]
+    model = network(metrics=metrics)
+    for batch_size in (1, 5, 100):
+        actual = ddp_gd.evaluate(model, X, Y, batch_size, WEIGHTS, verbose=0)
+        wanted = model.evaluate(X, Y, batch_size, 0, WEIGHTS, return_dict=True)
+        assert list(wanted) == list(actual)
+        np.testing.assert_allclose(list(actual.values()), list(wanted.values()), rtol=1e-5)
+
+
+def metrics_of_all_rows(_: Path) -> None:
+    """Metrics that aren't means are those of all workers' rows together."""
+    metrics: Callable[[], list] = lambda: [  # noqa: E731
+        keras.metrics.AUC(), keras.metrics.F1Score(), keras.metrics.Precision(),
+        keras.metrics.PearsonCorrelation(), keras.metrics.MeanIoU(2),
+    ]  # fmt: skip
+    y = (Y > 0).astype("float32")
+    histories = []
+    for trained in (fit, lambda m, x, y: m.fit(x, y, BATCH, shuffle=False, verbose=0)):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        model = sequential(layers.Dense(1, "sigmoid"), metrics=metrics())
+        histories.append(trained(model, X, y).history)
+    assert list(histories[0]) == list(histories[1])
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(values, histories[1][name], rtol=1e-5, err_msg=name)
+
+
+def callbacks_that_write(folder: Path) -> None:
+    """What writes files does so on rank 0 only; other callbacks run everywhere."""
+    mine = folder / f"rank-{ddp_gd.rank()}"
+    seen: list[int] = []
+    everywhere = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    writers = [
+        keras.callbacks.CSVLogger(f"{mine}.csv"),
+        keras.callbacks.ModelCheckpoint(f"{mine}.keras"),
+    ]
+    fit(network(), epochs=2, callbacks=[*writers, everywhere])
+    assert seen == [0, 1]
+    fit(network())  # every worker is done
+    names = sorted(path.name for path in folder.glob("rank-*"))
+    assert names == ["rank-0.csv", "rank-0.keras"], names
+
+
+def backup(folder: Path) -> None:
+    """A run goes on from BackupAndRestore's files, which rank 0 has, to the same end."""
+    whole = network(optimizer="adam")
+    fit(whole, epochs=4, shuffle=True, seed=2)
+    for epochs in (2, 4):
+        model = network(optimizer="adam")
+        keeper = keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)
+        history = fit(model, epochs=epochs, shuffle=True, seed=2, callbacks=[keeper])
+        assert len(history.history["loss"]) == 2
+    for one, other in zip(whole.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def stopping(_: Path) -> None:
+    """One worker's `stop_training` stops all of them at the same step, and callbacks agree."""
+
+    class StopsOnRank1(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if ddp_gd.rank() == 1 and batch == 2:
+                self.model.stop_training = True
+
+    model = network()
+    fit(model, batch_size=2, epochs=3, callbacks=[StopsOnRank1()])
+    assert int(model.optimizer.iterations) == 3
+    early = keras.callbacks.EarlyStopping("loss", patience=1, restore_best_weights=True)
+    model = network(optimizer=keras.optimizers.SGD(3.0))
+    history = fit(model, epochs=9, callbacks=[early])
+    assert len(history.history["loss"]) < 9
+
+
+def not_a_number(_: Path) -> None:
+    """A loss that is NaN names the step and the worker whose rows made it."""
+    x = X.copy()
+    x[10] = np.nan  # step 2 has rows 8 to 12
+    first, last = {1: (8, 12), 2: (8, 10), 3: (10, 11)}[ddp_gd.size()]
+    with raises(
+        ddp_gd.NumericsError, "epoch 1, step 2 of 2", f"positions {first} to {last}",
+        f"on rank {1 if ddp_gd.size() == 3 else 0} (",
+    ):  # fmt: skip
+        fit(network(), x)
+
+
+def mismatches(_: Path) -> None:
+    """A worker that was called with something else is named, with the difference."""
+    odd = ddp_gd.rank() == 1
+    other = 1 + odd
+    huber = keras.losses.Huber
+    held_out = (X[: 5 - odd], Y[: 5 - odd])
+    table: dict[str, Callable[[], Any]] = {
+        "rows": lambda: fit(network(), X[: 13 - odd], Y[: 13 - odd]),
+        "dtype and shape of x": lambda: fit(network(), X.astype("f8") if odd else X),
+        "dtype and shape of sample_weight": lambda: fit(
+            network(), sample_weight=WEIGHTS if odd else None
+        ),
+        "content": lambda: fit(network(), X + odd),
+        "model.trainable_variables[0]": lambda: fit(network(2 + other)),
+        "plan": lambda: fit(network(), batch_size=7 + odd),
+        "epochs": lambda: fit(network(), epochs=other),
+        "optimizer": lambda: fit(network(optimizer=keras.optimizers.SGD(0.1 * other))),
+        "losses and metrics": lambda: fit(network(loss=huber(delta=0.5 * other))),
+        "loss_weights": lambda: fit(network(loss_weights=[float(other)])),
+        "validation rows": lambda: fit(network(), validation_data=held_out),
+        "validation_batch_size": lambda: fit(
+            network(), validation_data=(X, Y), validation_batch_size=3 + odd
+        ),
+        "validation_freq": lambda: fit(
+            network(), validation_data=(X, Y), validation_freq=other, epochs=2
+        ),
+        "batch_size": lambda: ddp_gd.evaluate(network(), X, Y, 3 + odd),
+    }
+    for name, call in table.items():
+        print(f"rank {ddp_gd.rank()}: {name}", file=sys.stderr, flush=True)
+        with raises(ddp_gd.MismatchError, name, ": rank 0 has ", "rank 1"):
+            call()
+
+
+def parted(_: Path) -> None:
+    """A callback that changes weights on one worker only is found after the epoch."""
+
+    def change(epoch: int, logs: Any = None) -> None:
+        if ddp_gd.rank() == 1 and epoch == 1:
+            model.layers[0].bias.assign_add([1e-7, 0, 0])
+
+    model = network()
+    with raises(ddp_gd.ReplicaError, "After epoch 2", "rank 1 no longer"):
+        fit(model, epochs=3, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=change)])
+
+
+SCENARIOS = {
+    function.__name__: function
+    for function in (
+        same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
+        backup, stopping, not_a_number, mismatches, parted,
+    )
+}  # fmt: skip
+
+
+def main(backend: str, folder: str, names: list[str]) -> None:
+    """Run the scenarios, all of them if none is named."""
+    ddp_gd.init(backend)
+    for name in names or SCENARIOS:
+        SCENARIOS[name](Path(folder))
+        if ddp_gd.rank() == 0:
+            print(f"passed: {name}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

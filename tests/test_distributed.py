@@ -1,0 +1,91 @@
+"""Real jobs of several workers, started as users start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import jobs
+import pytest
+from programs.behaviour import SCENARIOS
+
+TESTS = Path(__file__).parent
+# What the pieces of a step can get wrong in a job; `test_step.py` has every case in one process.
+CASES = [
+    "loss_mean_with_sample_weight_weighted",
+    "weighted_metrics",
+    "masked_steps_mean_with_sample_weight",
+    "whole_shares_masked",
+    "ignored_class",
+    "embedding_mask_zero",
+    "setting_global_clipnorm",
+    "tied_embedding",
+    "one_output_masked",
+    "layer_add_loss",
+    "no_targets",
+    "variable_without_gradient",
+    "setting_accumulation",
+    "setting_ema",
+]
+TRAININGS = [
+    f"training_{model}_{optimizer}"
+    for model in ("mlp_l2", "lstm_masked", "embedding", "two_outputs")
+    for optimizer in ("sgd", "adam", "rmsprop")
+]
+# At more workers, those in which empty or uneven shares weigh most.
+FEW = [
+    *("loss_mean_with_sample_weight_weighted", "whole_shares_masked", "tied_embedding"),
+    *("layer_add_loss", "one_output_masked", "setting_accumulation"),
+]
+
+
+def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    return jobs.run_job(np, ["-m", *argv], launcher, env, timeout=550)
+
+
+@pytest.mark.parametrize(
+    ("np", "launcher", "backend", "cases"),
+    [
+        (2, "horovodrun", "auto", [*CASES, *TRAININGS]),
+        (3, "horovodrun", "auto", [*FEW, *TRAININGS[::5], *TRAININGS[7:9]]),
+        (4, "horovodrun", "auto", FEW[:2]),
+        (2, "mpirun", "mpi", [*FEW, "training_lstm_masked_adam"]),
+    ],
+)
+def test_a_job_trains_as_keras_does(np: int, launcher: str, backend: str, cases: list[str]) -> None:
+    """Gradient, weights, optimizer and History of a job are Keras's own in one process."""
+    job = _run(np, launcher, "programs.equal_to_keras", backend, *cases)
+    assert job.returncode == 0, job.stderr
+    assert f"compared {len(cases) + 1} cases at {np} workers" in job.stdout
+
+
+@pytest.mark.parametrize(("np", "launcher", "backend"), [(3, "horovodrun", "horovod")])
+def test_a_job_behaves(np: int, launcher: str, backend: str, tmp_path: Path) -> None:
+    """Callbacks, files, stops, refusals and repeats are those of one training, not of several."""
+    job = _run(np, launcher, "programs.behaviour", backend, str(tmp_path))
+    assert job.returncode == 0, job.stderr
+    assert [name for name in SCENARIOS if f"passed: {name}" not in job.stdout] == []
+
+
+def test_the_same_behaviour_on_mpi(tmp_path: Path) -> None:
+    """The mpi backend refuses, stops and repeats as Horovod's does."""
+    names = ["same_everywhere", "batches", "stopping", "not_a_number", "mismatches", "parted"]
+    job = _run(2, "mpirun", "programs.behaviour", "mpi", str(tmp_path), *names)
+    assert job.returncode == 0, job.stderr
+    assert [name for name in names if f"passed: {name}" not in job.stdout] == []
+
+
+def test_a_mismatch_ends_the_job_once_and_soon() -> None:
+    """A refusal that nobody catches is one line of one worker, and the job fails within seconds."""
+    began = time.monotonic()
+    job = _run(3, "horovodrun", "programs.refused")
+    assert job.returncode != 0
+    assert job.stderr.count("ddp_gd: error") == 1, job.stderr
+    assert "rank 1" in job.stderr
+    assert "rows: rank 0 has '13'" in job.stderr
+    assert "Traceback" not in job.stderr
+    assert "trained" not in job.stdout
+    assert time.monotonic() - began < 60
