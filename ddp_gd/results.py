@@ -216,7 +216,7 @@ def _optimizer(optimizer: Any) -> str:
         rate = f"{float(rate):g}"
     momentum = settings.get("momentum")
     return (
-        f"{optimizer.name} learning rate {rate}"
+        f"{type(optimizer).__name__} learning rate {rate}"
         + (f", momentum {momentum:g}" if momentum else "")
         + (", nesterov" if settings.get("nesterov") else "")
     )
