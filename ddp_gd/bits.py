@@ -25,7 +25,6 @@ _RANDOM_OPS = re.compile(
     r"^(Parameterized|Stateful(Uniform|Standard|Truncated|Random)|Random(?!Index)|Multinomial"
     r"|Truncated|Rng)"
 )
-_ANY_RANDOM_OP = re.compile(r".*(Random|Multinomial|Truncated|Rng).*")
 _WRITES = re.compile(r"^(Assign.*VariableOp|ResourceScatter.*)$")
 
 
@@ -99,10 +98,29 @@ def require_deterministic(function: Any) -> None:
             )
 
 
-def random_operations(function: Any) -> list[str]:
-    """Names of all operations that draw random numbers, stateless ones included."""
-    found = [op.name for op in operations(function) if _ANY_RANDOM_OP.match(op.type)]
-    return [name for name in found if "fold_in" not in name]
+def constant_seeds(function: Any) -> list[str]:
+    """Names of the operations that draw random numbers by a seed written into the graph.
+
+    The seeds of Keras's layers are inputs of the graph; one written into it was made by the
+    program itself, and may be another one on every worker.
+    """
+    return [
+        operation.name
+        for operation in operations(function)
+        if operation.type == "StatelessRandomGetKeyCounter" and not _has_input(operation)
+    ]
+
+
+def _has_input(operation: Any) -> bool:
+    """Tell whether what an operation computes depends on an input of its graph."""
+    todo, seen = [operation], set()
+    while todo:
+        current = todo.pop()
+        if current.type == "Placeholder":
+            return True
+        todo += [tensor.op for tensor in current.inputs if tensor.op.name not in seen]
+        seen |= {tensor.op.name for tensor in current.inputs}
+    return False
 
 
 def operations(function: Any) -> Iterable[Any]:

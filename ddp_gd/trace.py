@@ -43,7 +43,7 @@ class Tracer(keras.callbacks.Callback):
             "facts": bits.facts(),
             "batch_statistics": steps.state.layers_seeing_shares(seeds=False),
             "random": steps.state.layers_seeing_shares(statistics=False),
-            "random_operations": bits.random_operations(steps.micro_batch_function),
+            "constant_seeds": bits.constant_seeds(steps.micro_batch_function),
         }
         self._epoch = 0
 

@@ -253,13 +253,11 @@ def _causes(run: Run, other: Run, started: bool) -> Iterator[str]:
             f"a random layer: {', '.join(run.start['random'])} draw other numbers for each "
             "worker's share; give micro_batch_size"
         )
-    layers = run.start["random"]
-    foreign = [op for op in run.start["random_operations"] if not set(op.split("/")) & set(layers)]
-    if foreign:
+    if run.start["constant_seeds"]:
         found += 1
         yield (
-            f"a random layer: {foreign[0]} draws numbers by a seed of its own, perhaps one that "
-            "depends on the rank; use a keras.random.SeedGenerator"
+            f"a random layer: {run.start['constant_seeds'][0]} draws numbers by a seed of the "
+            "program's own, perhaps one that depends on the rank; use a keras.random.SeedGenerator"
         )
     if not found:
         yield (
