@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors tree
 config
-plan split data progress
+plan split data progress bits
 comm.base comm.environment
 comm.tensors
 comm
@@ -25,6 +25,7 @@ losses state reduction
 step
 loop
 replicas
+trace
 training
 models
 report
