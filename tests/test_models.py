@@ -218,9 +218,9 @@ def test_saved_model_predicts_the_same_in_plain_keras(tmp_path):
 @pytest.mark.parametrize(
     ("feature_columns", "target_columns", "message"),
     [
-        (3, 2, "the features has 3 columns but the model has 4"),
-        (1, 2, "the features has 1 columns but the model has 4"),  # would broadcast
-        (4, 1, "the targets has 1 columns but the model has 2"),  # would broadcast
+        (3, 2, "the data has 3 columns of features but the model has 4"),
+        (1, 2, "the data has 1 columns of features but the model has 4"),  # would broadcast
+        (4, 1, "the data has 1 columns of targets but the model has 2"),  # would broadcast
     ],
 )
 def test_normalizer_of_another_width_is_refused(feature_columns, target_columns, message):
