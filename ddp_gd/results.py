@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from . import bits, report
+from . import bits, report, runtime
 from .comm.base import Communicator
 from .config import TrainConfig
 from .data import Dataset
@@ -159,7 +158,7 @@ def write(
             "validation": len(setting.dataset.features) - setting.train_rows,
         },
         "steps_per_epoch": setting.plan.steps,
-        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+        "inter_op_threads": runtime.inter_op_threads(),
         "what_the_bits_depend_on": bits.facts(),
         "versions": {
             "python": platform.python_version(),

@@ -109,6 +109,13 @@ def is_bitwise() -> bool:
     return _job is not None and _job.bitwise
 
 
+def inter_op_threads() -> int:
+    """Return how many operations TensorFlow runs at once in this process."""
+    configured = tf.config.threading.get_inter_op_parallelism_threads()
+    variable = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+    return configured or (int(variable) if variable.isdigit() else 0) or (os.cpu_count() or 1)
+
+
 def gather_json(communicator: Communicator, value: Any) -> list[Any]:
     """Return every worker's value, in the order of ranks. Collective; anything JSON can hold."""
     mine = np.frombuffer(json.dumps(value).encode(), np.uint8)

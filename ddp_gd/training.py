@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from . import replicas, runtime, trace
 from .arrays import Arrays
@@ -298,7 +297,7 @@ def _loop(
         micro_batch_size=plan.micro_batch_size,
         empty_shares=plan.has_empty_shares(communicator.size),
         training=training,
-        bitwise_lanes=tf.config.threading.get_inter_op_parallelism_threads() if bitwise else 0,
+        bitwise_lanes=runtime.inter_op_threads() if bitwise else 0,
     )
     return Loop(steps, arrays, plan, communicator)
 

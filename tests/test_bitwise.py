@@ -1,0 +1,42 @@
+"""Bit for bit at any number of workers: real jobs, compared by what they left."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from jobs import run_job
+
+PROGRAM = str(Path(__file__).parent / "programs" / "bitwise.py")
+
+
+@functools.cache
+def left_by(workers, launcher, backend, inter_op):
+    """What the trainings left: fingerprints and Histories by case."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "left.json"
+        job = run_job(
+            workers,
+            [PROGRAM, str(out), "few"],
+            launcher=launcher,
+            env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op)},
+            timeout=400,
+        )
+        assert job.returncode == 0, job.stderr[-3000:]
+        return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("workers", "launcher", "backend", "inter_op"),
+    [
+        (1, "python", "single", 2),
+        (2, "horovodrun", "horovod", 1),
+        (3, "mpirun", "mpi", 2),
+        (5, "horovodrun", "horovod", 1),
+    ],
+)
+def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op):
+    """Weights, optimizer state and History are those of one process with one thread, to the bit."""
+    alone = left_by(1, "python", "single", 1)
+    assert left_by(workers, launcher, backend, inter_op) == alone
