@@ -86,7 +86,7 @@ def job(workers, *arguments, cwd=None):
         start = "import os, runpy; os.chdir(os.environ['CWD']); runpy.run_module('ddp_gd.train', "
         code = ["-c", start + "run_name='__main__')"]
     env = {"CWD": str(cwd)}
-    return run_job(workers, [*code, *map(str, arguments)], env=env)
+    return run_job(workers, [*code, *map(str, arguments)], env=env, timeout=300)
 
 
 def history(path):
