@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -14,34 +13,11 @@ from . import replicas, runtime, trace
 from .arrays import Arrays
 from .comm.base import Communicator
 from .errors import ConfigError, DataError
+from .hooks import Hooks
 from .loop import Loop
 from .plan import Plan
-from .progress import EpochLines
 from .split import train_validation_split
 from .step import Steps
-
-# These write files or send messages: once is enough. Every other callback runs on every worker.
-_RANK_0_CALLBACKS = tuple(
-    getattr(keras.callbacks, name)
-    for name in (
-        "BackupAndRestore",
-        "CSVLogger",
-        "ModelCheckpoint",
-        "OrbaxCheckpoint",
-        "ProgbarLogger",
-        "RemoteMonitor",
-        "TensorBoard",
-    )
-    if hasattr(keras.callbacks, name)
-)
-_BATCH_HOOKS = (
-    "on_batch_begin",
-    "on_batch_end",
-    "on_train_batch_begin",
-    "on_train_batch_end",
-    "on_test_batch_begin",
-    "on_test_batch_end",
-)
 
 
 def fit(
@@ -128,7 +104,7 @@ def fit(
     replicas.build(model, arrays.signature)
     replicas.require_same(communicator, model, arrays, settings)
 
-    hooks = _Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
+    hooks = Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
     loop = _loop(communicator, model, arrays, plan, training=True)
     if communicator.rank == 0 and communicator.size > 1 and plan.micro_batch_size is None:
         _warn_of_shares(loop.steps)
@@ -203,11 +179,11 @@ def evaluate(
     replicas.require_same(communicator, model, arrays, {"batch_size": batch_size})
     replicas.synchronize(communicator, model)
     loop = _evaluation_loop(communicator, model, arrays, batch_size)
-    hooks = _Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
+    hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
     return _evaluate(model, loop, hooks)
 
 
-def _evaluate(model: keras.Model, loop: Loop, hooks: _Hooks) -> dict[str, float]:
+def _evaluate(model: keras.Model, loop: Loop, hooks: Hooks) -> dict[str, float]:
     hooks.callbacks.on_test_begin()
     model.reset_metrics()
     logs: dict[str, float] = {}
@@ -219,71 +195,6 @@ def _evaluate(model: keras.Model, loop: Loop, hooks: _Hooks) -> dict[str, float]
     logs = dict(sorted(logs.items()))  # as Keras has them after an evaluation
     hooks.callbacks.on_test_end(logs)
     return logs
-
-
-class _Hooks:
-    """The callbacks of one worker.
-
-    Attributes:
-        callbacks: Keras's list; what writes files or prints is in rank 0's only.
-        every_step: whether one of them wants to be called at every step.
-    """
-
-    def __init__(
-        self,
-        communicator: Communicator,
-        model: keras.Model,
-        callbacks: Any,
-        verbose: int | str,
-        epochs: int,
-        steps: int,
-        add_history: bool = False,
-    ):
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
-        own = keras.tree.flatten(callbacks) if callbacks else []
-        everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
-        verbose = _verbosity(verbose, communicator)
-        if verbose == 2 and add_history:
-            own.append(EpochLines())
-        self.callbacks = keras.callbacks.CallbackList(
-            own if communicator.rank == 0 else everywhere,
-            add_history=add_history,
-            add_progbar=verbose == 1,
-            verbose=verbose,
-            epochs=epochs,
-            steps=steps,
-            model=model,
-        )
-        self._communicator = communicator
-        self._model = model
-        # A callback that looks at every step may also stop the training there, on any worker.
-        self._may_stop = replicas.any_worker(communicator, _has_batch_hooks(everywhere))
-        self.every_step = self._may_stop or _has_batch_hooks(self.callbacks.callbacks)
-
-    def add_tracer(self, tracer: trace.Tracer) -> trace.Tracer:
-        """Let `tracer` see every step."""
-        tracer.set_model(self._model)
-        self.callbacks.callbacks.append(tracer)
-        self.every_step = True
-        return tracer
-
-    def want_to_stop(self) -> bool:
-        """Tell, after a step, whether some worker's callback set `model.stop_training`."""
-        if not self._may_stop:
-            return False
-        return replicas.any_worker(self._communicator, self._model.stop_training)
-
-
-def _has_batch_hooks(callbacks: list[Any]) -> bool:
-    # Keras marks the hooks that a callback doesn't override. Its progress bar is content with the
-    # last of several steps.
-    return any(
-        not getattr(getattr(callback, hook), "_is_default", False)
-        for callback in callbacks
-        if not isinstance(callback, keras.callbacks.ProgbarLogger)
-        for hook in _BATCH_HOOKS
-    )
 
 
 def _loop(
@@ -369,17 +280,6 @@ def _require_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, (int, np.integer)) or value < 0:
             raise ConfigError(f"{name}={value!r} must be a whole number, 0 or more.")
-
-
-def _verbosity(verbose: int | str, communicator: Communicator) -> int:
-    if verbose not in (0, 1, 2, "auto"):
-        raise ConfigError(f"verbose={verbose!r} must be 0, 1, 2 or 'auto'.")
-    if communicator.rank > 0:
-        return 0
-    if verbose == "auto":
-        # mpirun gives its processes a terminal of their own, whatever stands behind it.
-        return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
-    return int(verbose)
 
 
 def _require_frequency(validation_freq: Any) -> None:

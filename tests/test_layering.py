@@ -26,6 +26,7 @@ step
 loop
 replicas
 trace
+hooks
 training
 models
 report

@@ -1,0 +1,112 @@
+"""The callbacks of one worker: all of them see the same logs, and only rank 0's write or print."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+
+from . import replicas, trace
+from .comm.base import Communicator
+from .errors import ConfigError
+from .progress import EpochLines
+
+# These write files or send messages: once is enough. Every other callback runs on every worker.
+_RANK_0_CALLBACKS = tuple(
+    getattr(keras.callbacks, name)
+    for name in (
+        "BackupAndRestore",
+        "CSVLogger",
+        "ModelCheckpoint",
+        "OrbaxCheckpoint",
+        "ProgbarLogger",
+        "RemoteMonitor",
+        "TensorBoard",
+    )
+    if hasattr(keras.callbacks, name)
+)
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
+
+
+class Hooks:
+    """The callbacks of one worker.
+
+    Attributes:
+        callbacks: Keras's list; what writes files or prints is in rank 0's only.
+        every_step: whether one of them wants to be called at every step.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        model: keras.Model,
+        callbacks: Any,
+        verbose: int | str,
+        epochs: int,
+        steps: int,
+        add_history: bool = False,
+    ):
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        own = keras.tree.flatten(callbacks) if callbacks else []
+        everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
+        verbose = _verbosity(verbose, communicator)
+        if verbose == 2 and add_history:
+            own.append(EpochLines())
+        self.callbacks = keras.callbacks.CallbackList(
+            own if communicator.rank == 0 else everywhere,
+            add_history=add_history,
+            add_progbar=verbose == 1,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+            model=model,
+        )
+        self._communicator = communicator
+        self._model = model
+        # A callback that looks at every step may also stop the training there, on any worker.
+        self._may_stop = replicas.any_worker(communicator, _has_batch_hooks(everywhere))
+        self.every_step = self._may_stop or _has_batch_hooks(self.callbacks.callbacks)
+
+    def add_tracer(self, tracer: trace.Tracer) -> trace.Tracer:
+        """Let `tracer` see every step."""
+        tracer.set_model(self._model)
+        self.callbacks.callbacks.append(tracer)
+        self.every_step = True
+        return tracer
+
+    def want_to_stop(self) -> bool:
+        """Tell, after a step, whether some worker's callback set `model.stop_training`."""
+        if not self._may_stop:
+            return False
+        return replicas.any_worker(self._communicator, self._model.stop_training)
+
+
+def _has_batch_hooks(callbacks: list[Any]) -> bool:
+    # Keras marks the hooks that a callback doesn't override. Its progress bar is content with the
+    # last of several steps.
+    return any(
+        not getattr(getattr(callback, hook), "_is_default", False)
+        for callback in callbacks
+        if not isinstance(callback, keras.callbacks.ProgbarLogger)
+        for hook in _BATCH_HOOKS
+    )
+
+
+def _verbosity(verbose: int | str, communicator: Communicator) -> int:
+    if verbose not in (0, 1, 2, "auto"):
+        raise ConfigError(f"verbose={verbose!r} must be 0, 1, 2 or 'auto'.")
+    if communicator.rank > 0:
+        return 0
+    if verbose == "auto":
+        # mpirun gives its processes a terminal of their own, whatever stands behind it.
+        return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
+    return int(verbose)
