@@ -162,7 +162,9 @@ class CanonicalTree:
             specs[0], self._finish(own, tf.nest.flatten(specs[0]), owned, micro_batches)
         )
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return total, joined, functools.reduce(_add, own) if own else total
+        if not own:
+            return total, joined, tf.nest.map_structure(tf.zeros_like, total)
+        return total, joined, functools.reduce(_add, own)
 
     def _finish(
         self, own: list[Any], specs: list[Any], owned: list[list[tree.Node]], micro_batches: int

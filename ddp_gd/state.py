@@ -96,7 +96,7 @@ class ModelState:
         first = micro_batch == 0
         state = []
         for variable in self._changed:
-            value = scope.get_current_value(variable)
+            value = tf.ensure_shape(scope.get_current_value(variable), variable.shape)
             if value.dtype.is_floating:
                 state.append(value * tf.cast(row_share, value.dtype))
             else:
