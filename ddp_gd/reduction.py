@@ -20,8 +20,6 @@ from .comm.base import Communicator
 from .plan import block
 
 Tensor = Any
-# Micro-batches written out one by one in a graph; more of them are a function that is called twice.
-_UNROLLED_LEVELS = 5
 
 
 class Function(Protocol):
@@ -125,7 +123,7 @@ class CanonicalTree:
     Args:
         communicator: the workers.
         micro_batch_size: rows of a micro-batch.
-        lanes: micro-batches computed at once.
+        lanes: at most so many micro-batches are computed at once; the bits don't depend on it.
     """
 
     counts = True
@@ -133,7 +131,7 @@ class CanonicalTree:
     def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
         self._communicator = communicator
         self._size = micro_batch_size
-        self._lanes = lanes
+        self._lanes = 1 << (lanes.bit_length() - 1)
 
     def __call__(
         self,
@@ -230,51 +228,68 @@ class _Worker:
 
     def node(self, node: tree.Node, leaves: int) -> tuple[Any, Any]:
         """Return `(sums, pieces)` of a node whose micro-batches are all this worker's."""
-        level, _ = node
         start, stop = tree.span(node, leaves)
-        if level == 0:
-            return self._micro_batch(start)
-        if level > _UNROLLED_LEVELS and stop - start == 1 << level:
-            with tf.control_dependencies(self._called[-self._lanes :]):
-                result = self._whole_node(level)(tf.constant(start))
-            self._called += [_first(result)] * self._lanes
-            return result
-        return _combine([self.node(child, leaves) for child in tree.children(node, leaves)])
+        groups = (stop - start) // self._lanes
+        held, pieces = self._loop(start, groups) if groups > 1 else ({}, [])
+        for number in range(start + (groups * self._lanes if groups > 1 else 0), stop):
+            sums, piece = self._micro_batch(number)
+            held[0, number] = sums
+            pieces.append(piece)
+        return tree.fold(node, leaves, held, _add), _join(pieces)
+
+    def _loop(self, start: int, groups: int) -> tuple[dict[tree.Node, Any], list[Any]]:
+        """Compute groups of `lanes` micro-batches; return the nodes that they make up, and pieces.
+
+        The sums are kept as a binary counter keeps its digits: adding a group to them carries, and
+        what stands at a digit is always a whole node.
+        """
+        sums, pieces = self._function.structured_outputs
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums)
+        digits = groups.bit_length()
+
+        def add(group: Tensor, counter: list[Any], joined: Any) -> tuple[Tensor, list[Any], Any]:
+            first = start + group * self._lanes
+            results = [self._micro_batch(first + lane) for lane in range(self._lanes)]
+            held = {(0, lane): sums for lane, (sums, _) in enumerate(results)}
+            more = tree.fold(tree.root(self._lanes), self._lanes, held, _add)
+            joined = _join([joined, *(pieces for _, pieces in results)])
+            return group + 1, _carry(group, more, counter), joined
+
+        _, counter, joined = tf.while_loop(
+            lambda group, *_: group < groups,
+            add,
+            (tf.constant(0), [zeros] * digits, tf.nest.map_structure(_no_rows, pieces)),
+            shape_invariants=(
+                tf.TensorShape([]),
+                [tf.nest.map_structure(lambda spec: spec.shape, sums)] * digits,
+                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
+            ),
+            parallel_iterations=1,
+        )
+        held = {}
+        group_level = tree.root(self._lanes)[0]
+        for digit in reversed(range(digits)):
+            if groups >> digit & 1:
+                level = group_level + digit
+                held[level, start >> level] = counter[digit]
+                start += 1 << level
+        return held, [joined]
 
     def _micro_batch(self, number: Tensor) -> tuple[Any, Any]:
-        """Compute one micro-batch, once the one `lanes` before it is done."""
-        before = self._called[-self._lanes] if len(self._called) >= self._lanes else None
-        with tf.control_dependencies([] if before is None else [before]):
-            start = (number - self._begin) * self._size
-            rows = [array[start : start + self._size] for array in self._share]
-            result = self._function(*self._arguments(rows, tf.convert_to_tensor(number)))
-        self._called.append(_first(result))
-        return result
+        start = (number - self._begin) * self._size
+        rows = [array[start : start + self._size] for array in self._share]
+        return self._function(*self._arguments(rows, tf.convert_to_tensor(number)))
 
-    def _whole_node(self, level: int) -> Any:
-        """Make the function that computes a node of `2**level` micro-batches from its first."""
-        if level not in self._whole:
 
-            def compute(first: Tensor) -> tuple[Any, Any]:
-                if level > _UNROLLED_LEVELS:
-                    half = self._whole_node(level - 1)
-                    left = half(first)
-                    with tf.control_dependencies([_first(left)]):
-                        return _combine([left, half(first + (1 << (level - 1)))])
-                worker = _Worker(
-                    self._function,
-                    self._arguments,
-                    self._share,
-                    self._begin,
-                    self._size,
-                    self._lanes,
-                )
-                count = 1 << level
-                held = {(0, i): worker._micro_batch(first + i) for i in range(count)}
-                return tree.fold((level, 0), count, held, lambda a, b: _combine([a, b]))
-
-            self._whole[level] = isolated(compute, tf.TensorSpec([], tf.int32))
-        return self._whole[level]
+def _carry(number: Tensor, value: Any, counter: list[Any], digit: int = 0) -> list[Any]:
+    """Add a value to a binary counter that has counted `number` of them."""
+    if digit == len(counter) - 1:  # reached once: the counter has digits for all values
+        return [*counter[:digit], value]
+    return tf.cond(
+        tf.equal(tf.bitwise.right_shift(number, digit) & 1, 1),
+        lambda: _carry(number, _add(counter[digit], value), counter, digit + 1),
+        lambda: [*counter[:digit], value, *counter[digit + 1 :]],
+    )
 
 
 def isolated(function: Callable[..., Any], *signature: Any) -> Any:
@@ -289,17 +304,6 @@ def isolated(function: Callable[..., Any], *signature: Any) -> Any:
         autograph=False,
         experimental_attributes={"_noinline": True},
     ).get_concrete_function()
-
-
-def _first(result: Any) -> Tensor:
-    return tf.nest.flatten(result)[0]
-
-
-def _combine(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    if len(parts) == 1:
-        return parts[0]
-    (left, left_pieces), (right, right_pieces) = parts
-    return _add(left, right), _join([left_pieces, right_pieces])
 
 
 def _add(left: Any, right: Any) -> Any:
