@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -40,3 +41,19 @@ def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter
     """Weights, optimizer state and History are those of one process with one thread, to the bit."""
     alone = left_by(1, "python", "single", 1)
     assert left_by(workers, launcher, backend, inter_op) == alone
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce(workers):
+    """With one node of the tree each, a worker sends 2 (n - 1) / n gradients a step."""
+    job = run_job(
+        workers,
+        [str(Path(PROGRAM).with_name("wire.py"))],
+        launcher="mpirun",
+        env={"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"},
+        timeout=200,
+    )
+    assert job.returncode == 0, job.stderr[-3000:]
+    found = re.search(r"sent (\d+) expected (\d+)", job.stdout)
+    assert found, job.stdout
+    assert int(found[1]) == pytest.approx(int(found[2]), rel=0.03)  # TCP's headers, the metrics
