@@ -1,7 +1,12 @@
 """Settings that must be in place before a test imports TensorFlow."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# A test run in the background of a script inherits "ignore Ctrl-C", and would hand it on to the
+# programs whose answer to Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
