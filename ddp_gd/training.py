@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -110,8 +111,9 @@ def fit(
         _warn_of_shares(loop.steps)
     validation_loop = None
     if validate is not None:
+        # A validation batch is as large as a training batch: it may need the pieces, too.
         validation_loop = _evaluation_loop(
-            communicator, model, validation_arrays, validation_batch_size
+            communicator, model, validation_arrays, validation_batch_size, micro_batch_size
         )
 
     tracer = None
@@ -214,9 +216,15 @@ def _loop(
 
 
 def _evaluation_loop(
-    communicator: Communicator, model: keras.Model, arrays: Arrays, batch_size: int
+    communicator: Communicator,
+    model: keras.Model,
+    arrays: Arrays,
+    batch_size: int,
+    micro_batch_size: int | None = None,
 ) -> Loop:
-    plan = Plan(arrays.rows, batch_size, _micro_batch_size(None, batch_size))
+    plan = Plan(arrays.rows, batch_size, micro_batch_size)
+    size = _micro_batch_size(plan.micro_batch_size, plan.batch_size)
+    plan = dataclasses.replace(plan, micro_batch_size=size)
     return _loop(communicator, model, arrays, plan, training=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from programs import compare
 from programs.cases import BATCH, WEIGHTS, features, numbers, sequential
@@ -356,3 +357,21 @@ def test_a_loss_that_is_no_number_stops_at_once() -> None:
         ddp_gd.fit(model, _nan(X), Y, epochs=3, **FIT)
     with pytest.raises(ddp_gd.NumericsError, match="step 2 of 2"):
         ddp_gd.evaluate(_network(), _nan(X), Y, BATCH, verbose=0)
+
+
+class _AtMostThree(layers.Layer):
+    """Fails when it sees more than three rows at once."""
+
+    def call(self, x: Any) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_less_equal(tf.shape(x)[0], 3)]):
+            return tf.identity(x)
+
+
+def test_nothing_larger_than_a_micro_batch_is_computed() -> None:
+    """Training and validation both take their batches in pieces of micro_batch_size rows."""
+    keras.backend.clear_session()
+    model = sequential(_AtMostThree(), layers.Dense(1))
+    history = ddp_gd.fit(model, X, Y, **FIT, validation_data=(X, Y), **PIECES)
+    assert np.isfinite(history.history["val_loss"][0])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        ddp_gd.fit(model, X, Y, **FIT)
