@@ -31,8 +31,6 @@ def left_by(workers, launcher, backend, inter_op):
 @pytest.mark.parametrize(
     ("workers", "launcher", "backend", "inter_op"),
     [
-        (1, "python", "single", 2),
-        (2, "horovodrun", "horovod", 1),
         (3, "mpirun", "mpi", 2),
         (5, "horovodrun", "horovod", 1),
     ],
