@@ -41,6 +41,24 @@ def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter
     assert left_by(workers, launcher, backend, inter_op) == alone
 
 
+def test_the_main_job_leaves_the_same_files(tmp_path):
+    """`history.csv` and fingerprint repeat at another number of workers, not with another seed."""
+
+    def left_by_training(name, workers, launcher, seed):
+        options = ["--epochs", "3", "--batch-size", "33", "--seed", str(seed), "--bitwise"]
+        out = tmp_path / name
+        job = run_job(workers, ["-m", "ddp_gd.train", *options, "--out", str(out)], launcher)
+        assert job.returncode == 0, job.stderr[-3000:]
+        return (out / "history.csv").read_bytes(), job.stdout.splitlines()[-1]
+
+    alone = left_by_training("alone", 1, "python", 1)
+    assert alone[1].startswith("fingerprint: ")
+    assert left_by_training("three", 3, "horovodrun", 1) == alone
+    other = left_by_training("other", 1, "python", 2)
+    assert other[0] != alone[0]
+    assert other[1] != alone[1]
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce(workers):
     """With one node of the tree each, a worker sends 2 (n - 1) / n gradients a step."""

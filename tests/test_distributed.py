@@ -53,6 +53,8 @@ def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]
         (3, "horovodrun", "auto", [*FEW, *TRAININGS[::5], *TRAININGS[7:9]]),
         (4, "horovodrun", "auto", FEW[:2]),
         (2, "mpirun", "mpi", [*FEW, "training_lstm_masked_adam"]),
+        # In pieces, on other threads and in another order, but the same update.
+        (2, "horovodrun", "auto,bitwise", [*FEW[:3], *TRAININGS[1::4]]),
     ],
 )
 def test_a_job_trains_as_keras_does(np: int, launcher: str, backend: str, cases: list[str]) -> None:

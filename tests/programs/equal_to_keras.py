@@ -1,6 +1,6 @@
 """Trains cases on all workers of a job; rank 0 trains them with Keras too, and compares.
 
-Usage: python -m programs.equal_to_keras BACKEND CASE...
+Usage: python -m programs.equal_to_keras BACKEND[,bitwise] CASE...
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def gradient_differences() -> list[str]:
 
 def main(backend: str, names: list[str]) -> int:
     """Return how many cases differ."""
-    ddp_gd.init(backend)
+    backend, _, mode = backend.partition(",")
+    ddp_gd.init(backend, bitwise=mode == "bitwise")
     failures = {"gradient": gradient_differences()}
     for name in names:
         actual = compare.train(name)
