@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from .arrays import Arrays
 from .comm.base import Communicator
 from .errors import NumericsError
-from .plan import Plan
+from .plan import Plan, Shares
+from .shuffle import Order
 from .step import Steps
+
+Tensor = Any
 
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
 SECONDS_PER_CALL = 0.3
-BYTES_PER_CALL = 64 * 2**20
+BYTES_PER_CALL = 32 * 2**20  # two calls' rows are held at a time
 
 
 class Loop:
@@ -41,7 +45,9 @@ class Loop:
         self._arrays = arrays
         self._plan = plan
         self._communicator = communicator
-        self._order = np.arange(0)
+        # Reads the next call's rows while TensorFlow computes this one's.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_reader")
+        self._reading: Future[tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
         self._steps_per_call = 1
         self._measured = False
@@ -63,30 +69,45 @@ class Loop:
             every_step: one step each, for callbacks that want to see them.
         """
         self._epoch = epoch
-        self._order = self._plan.order(epoch)
-        first = 0
-        while first < self._plan.steps:
-            stop = min(first + (1 if every_step else self._steps_per_call), self._plan.steps)
-            if stop == self._plan.steps and first < (last := stop - 1):
-                sizes = self._plan.step_rows(first), self._plan.step_rows(last)
-                stop = stop if self.steps.same_graph(*sizes) else last
+        order = Order(self._plan, epoch)
+        first, stop = self._call_from(0, every_step)
+        reading = self._reader.submit(self._read, order, first, stop)
+        while first < stop:
+            self._reading, following = reading, self._call_from(stop, every_step)
+            if stop < self._plan.steps:
+                reading = self._reader.submit(self._read, order, *following)
             yield first, stop
-            first = stop
+            first, stop = following
 
     def run(self, first: int, stop: int) -> None:
-        """Make the steps `first` to `stop - 1`.
+        """Make the steps `first` to `stop - 1`, those that `calls` gave last.
 
         Raises:
             NumericsError: on every worker, after the first step whose loss is not finite.
         """
+        assert self._reading is not None
+        shares, rows = self._reading.result()
         began = time.perf_counter()
-        communicator = self._communicator
-        shares = self._plan.shares(first, stop, communicator.rank, communicator.size)
-        rows = self._arrays.take(self._order[shares.positions])
-        result = self.steps.run([tf.convert_to_tensor(leaf) for leaf in rows], shares)
+        result = self.steps.run(rows, shares)
         if not result.finite.numpy():
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)
+
+    def _call_from(self, first: int, every_step: bool) -> tuple[int, int]:
+        """The steps of the call that begins with step `first`; none after the last one."""
+        steps = self._plan.steps
+        stop = min(first + (1 if every_step else self._steps_per_call), steps)
+        if stop == steps and first < (last := stop - 1):
+            sizes = self._plan.step_rows(first), self._plan.step_rows(last)
+            stop = stop if self.steps.same_graph(*sizes) else last
+        return first, stop
+
+    def _read(self, order: Order, first: int, stop: int) -> tuple[Shares, list[Tensor]]:
+        """This worker's rows of the steps."""
+        shares = self._plan.shares(first, stop, self._communicator.rank, self._communicator.size)
+        rows = self._arrays.take(order.rows(shares.positions))
+        with tf.device("/cpu:0"):
+            return shares, [tf.convert_to_tensor(leaf) for leaf in rows]
 
     def _pace(self, steps: int, seconds: float) -> None:
         """Choose how many steps the next call makes. Workers may differ: calls exchange nothing."""

@@ -141,22 +141,3 @@ class Plan:
             ).astype(np.int32),
             micro_batches=np.array(micro_batches, np.int32),
         )
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Row numbers of one epoch in the order of training.
-
-        Returns:
-            int64, shape (rows,): a permutation of `0 .. rows - 1`; global mini-batch `step` is
-            `order[step * batch_size:][:batch_size]`.
-        """
-        if self.shuffle is False:
-            return np.arange(self.rows)
-        # A generator of its own for each epoch: epoch 7 has the same order in a run that began
-        # with epoch 7 as in one that began with epoch 0.
-        generator = np.random.default_rng([self.seed, epoch])
-        if self.shuffle is True:
-            return generator.permutation(self.rows)
-        order = np.arange(self.rows)
-        for step in range(self.steps):
-            generator.shuffle(order[step * self.batch_size :][: self.batch_size])
-        return order

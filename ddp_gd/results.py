@@ -117,6 +117,8 @@ def announce(setting: Setting, model: keras.Model) -> None:
         "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
         f"{rows} of these rows{'' if plan.batch_size % workers == 0 else ' or one less'}; "
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
+        "threads": f"{runtime.intra_op_threads()} for an operation, "
+        f"{runtime.inter_op_threads()} operations at once, in each worker",
         "results": str(setting.folder),
     }
     for name, text in lines.items():

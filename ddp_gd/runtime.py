@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ddp_gd import cores
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError
@@ -109,11 +110,19 @@ def is_bitwise() -> bool:
     return _job is not None and _job.bitwise
 
 
+def intra_op_threads() -> int:
+    """Return on how many threads TensorFlow computes one operation in this process."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or _threads_of("INTRAOP")
+
+
 def inter_op_threads() -> int:
     """Return how many operations TensorFlow runs at once in this process."""
-    configured = tf.config.threading.get_inter_op_parallelism_threads()
-    variable = os.environ.get("TF_NUM_INTEROP_THREADS", "")
-    return configured or (int(variable) if variable.isdigit() else 0) or (os.cpu_count() or 1)
+    return tf.config.threading.get_inter_op_parallelism_threads() or _threads_of("INTEROP")
+
+
+def _threads_of(kind: str) -> int:
+    variable = os.environ.get(f"TF_NUM_{kind}_THREADS", "")
+    return (int(variable) if variable.isdigit() else 0) or (os.cpu_count() or 1)
 
 
 def gather_json(communicator: Communicator, value: Any) -> list[Any]:
@@ -182,7 +191,7 @@ def _program_facts(backend: str, bitwise: bool) -> dict[str, str]:
 
 def _set_default_threads(communicator: Communicator) -> None:
     """Give this worker's TensorFlow the cores it has, unless the user chose or it is too late."""
-    threads = _cores(communicator.local_size)
+    threads = cores.for_worker(communicator.local_size)
     config = tf.config.threading
     try:
         if not (config.get_intra_op_parallelism_threads() or _user_set("INTRAOP")):
@@ -204,7 +213,7 @@ def _set_bitwise(communicator: Communicator) -> None:
         config.set_intra_op_parallelism_threads(1)
         # Several micro-batches at once: that changes no bits.
         if not (config.get_inter_op_parallelism_threads() or _user_set("INTEROP")):
-            config.set_inter_op_parallelism_threads(_cores(communicator.local_size))
+            config.set_inter_op_parallelism_threads(cores.for_worker(communicator.local_size))
     except RuntimeError:
         raise ConfigError(
             "bitwise=True fixes TensorFlow's threads, but TensorFlow has started already: "
@@ -217,22 +226,6 @@ def _set_bitwise(communicator: Communicator) -> None:
 
 def _user_set(kind: str) -> bool:
     return bool(os.environ.get(f"TF_NUM_{kind}_THREADS"))
-
-
-def _cores(local_size: int) -> int:
-    """Return how many cores this worker may keep busy: its own, or its part of shared ones."""
-    mine = os.sched_getaffinity(0)
-    parent = os.getppid()
-    try:
-        # A launcher's workers of this host are its children, pinned to cores or not.
-        tables = Path(f"/proc/{parent}/task").glob("*/children")
-        siblings = [int(pid) for table in tables for pid in table.read_text().split()]
-        sets = [os.sched_getaffinity(pid) for pid in siblings]
-    except OSError:
-        sets = []
-    if len(sets) == local_size:
-        return max(1, len(mine) // sets.count(mine))
-    return max(1, min(len(mine), (os.cpu_count() or 1) // local_size))
 
 
 # Failures

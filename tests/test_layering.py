@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 # A module imports only from lines above its own; those of one line don't import each other.
 ORDER = """
-errors tree
+errors tree cores
 config
 plan split data progress bits
 comm.base comm.environment
@@ -20,7 +20,7 @@ comm.tensors
 comm
 comm.single comm.horovod comm.mpi
 runtime
-arrays
+arrays shuffle
 losses state reduction
 step
 loop

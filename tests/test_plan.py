@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -15,11 +14,6 @@ CUTS = [
     Plan(rows, batch, micro)
     for rows, batch, micro in itertools.product((1, 2, 7, 13, 64), (1, 3, 8, 64), (None, 1, 3, 100))
     if batch <= rows
-]
-PLANS = [
-    dataclasses.replace(plan, shuffle=shuffle, seed=5)
-    for plan in CUTS
-    for shuffle in (True, False, "batch")
 ]
 SIZES = (1, 2, 3, 4, 7)
 
@@ -62,21 +56,17 @@ def test_share_table(plan: Plan, step: int, size: int, shares: list[Share]) -> N
     assert [plan.share(step, rank, size) for rank in range(size)] == shares
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_every_row_is_computed_once_an_epoch(plan: Plan) -> None:
-    """The shares of all workers hold every row exactly once an epoch, in the order of training."""
-    for size, epoch in itertools.product(SIZES, (0, 3)):
-        order = plan.order(epoch)
-        assert sorted(order) == list(range(plan.rows))
+@pytest.mark.parametrize("plan", CUTS, ids=str)
+def test_every_position_is_computed_once_an_epoch(plan: Plan) -> None:
+    """The shares of all workers hold every position exactly once an epoch, in the order."""
+    for size in SIZES:
+        positions: list[int] = []
         for step in range(plan.steps):
             begin = step * plan.batch_size
-            rows = [
-                order[begin + share.start : begin + share.stop]
-                for share in (plan.share(step, rank, size) for rank in range(size))
-            ]
-            whole = order[begin : begin + plan.batch_size]
-            np.testing.assert_array_equal(np.concatenate(rows), whole)
-            assert len(whole) == plan.step_rows(step)
+            for share in (plan.share(step, rank, size) for rank in range(size)):
+                positions += range(begin + share.start, begin + share.stop)
+            assert len(positions) == begin + plan.step_rows(step)
+        assert positions == list(range(plan.rows))
 
 
 @pytest.mark.parametrize("plan", CUTS, ids=str)
@@ -120,33 +110,6 @@ def test_micro_batches_do_not_depend_on_the_workers(plan: Plan) -> None:
         return found
 
     assert all(pieces(size) == pieces(1) for size in SIZES)
-
-
-def test_orders_depend_on_seed_and_epoch_only() -> None:
-    """The same seed and epoch give the same order, another seed or epoch another one."""
-    for shuffle in (True, "batch"):
-        plans = [Plan(50, 10, None, shuffle, seed) for seed in (1, 2)]
-        orders = {(p.seed, e): p.order(e).tolist() for p in plans for e in (0, 1, 7)}
-        assert len({tuple(order) for order in orders.values()}) == len(orders)
-        for (seed, epoch), order in orders.items():
-            # Micro-batches change nothing, nor do the epochs before.
-            assert Plan(50, 10, 3, shuffle, seed).order(epoch).tolist() == order
-
-
-def test_batch_shuffle_stays_inside_its_batch() -> None:
-    """`shuffle="batch"` moves rows inside their global mini-batch only."""
-    order = Plan(23, 5, shuffle="batch", seed=1).order(0)
-    assert order.tolist() != list(range(23))
-    for start in range(0, 23, 5):
-        assert sorted(order[start : start + 5]) == list(range(start, min(start + 5, 23)))
-
-
-def test_shuffle_is_uniform() -> None:
-    """Over many epochs, each of the 24 orders of 4 rows comes up about equally often."""
-    plan = Plan(4, 2, shuffle=True)
-    orders, counts = np.unique([plan.order(e) for e in range(2400)], axis=0, return_counts=True)
-    assert len(orders) == 24
-    assert ((counts - 100) ** 2 / 100).sum() < 49.7  # chi-squared, 23 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize(

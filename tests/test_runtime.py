@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -76,14 +75,3 @@ def test_a_worker_alone_agrees_with_itself() -> None:
     comm = open_communicator("single")
     runtime.agree(comm, {"rows": "10"})
     assert runtime.gather_json(comm, [1, None, "x"]) == [[1, None, "x"]]
-
-
-def test_cores_of_a_host_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that may run on the same cores take an equal part of them, at least one."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "getppid", lambda: 0)  # no such process: nothing known about siblings
-    assert [runtime._cores(workers) for workers in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
-    # Two cores each, of eight: already divided by the launcher.
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3})
-    assert runtime._cores(4) == 2

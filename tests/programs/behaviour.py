@@ -24,6 +24,7 @@ from programs.cases import BATCH, WEIGHTS, features, sequential
 
 import ddp_gd
 from ddp_gd.plan import Plan
+from ddp_gd.shuffle import Order
 
 X, Y = features(4), features(1, seed=6)
 
@@ -90,7 +91,8 @@ def shuffling(_: Path) -> None:
     for shuffle in (True, "batch"):
         model = network()
         actual = compare.outcome(model, fit(model, shuffle=shuffle, seed=9))
-        order = Plan(len(X), BATCH, shuffle=shuffle, seed=9).order(0)
+        plan = Plan(len(X), BATCH, shuffle=shuffle, seed=9)
+        order = Order(plan, 0).rows(np.arange(len(X)))
         if ddp_gd.rank() == 0:
             model = network()
             history = model.fit(X[order], Y[order], BATCH, shuffle=False, verbose=0)
