@@ -34,6 +34,6 @@ check() { # check <command ...>
 check ruff format --check .
 check ruff check .
 check mypy
-check shellcheck --external-sources launch/*.sh .ci/run
+check shellcheck --external-sources launch/*.sh benchmarks/*.sh .ci/run
 check pytest "$@"
 say "all checks passed"

@@ -71,6 +71,24 @@ def float_sums_have_the_same_bits_on_every_worker(comm: Communicator) -> None:
         np.testing.assert_allclose(total, exact, rtol=0, atol=1e-5)
 
 
+def large_tensors_travel_beside_small_ones(comm: Communicator) -> None:
+    """A buffer of one large tensor, and one of several small ones, end where they belong."""
+    n, r = comm.size, comm.rank
+    shapes = [(5,), (600, 500), (3, 2), (300_000,), (1,), (2**17,)]
+    dtypes = ["float32", "float32", "float32", "float16", "int64", "int64"]
+    mine = [
+        tf.cast(tf.reshape(tf.range(np.prod(shape)) % 7 + 100 * r, shape), dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    for call in ways(lambda *tensors: comm.allreduce_sum(tensors)):
+        for total, shape, dtype in zip(call(*mine), shapes, dtypes, strict=True):
+            expected = np.arange(np.prod(shape)).reshape(shape) % 7 * n + 50 * n * (n - 1)
+            same(total, expected, dtype)
+    for call in ways(lambda *tensors: comm.broadcast(tensors)):
+        for value, shape, dtype in zip(call(*mine), shapes, dtypes, strict=True):
+            same(value, np.arange(np.prod(shape)).reshape(shape) % 7, dtype)
+
+
 def allgather_keeps_the_order_of_ranks(comm: Communicator) -> None:
     """Rows arrive in the order of ranks, also where a worker has none."""
     n, r = comm.size, comm.rank
@@ -189,6 +207,7 @@ def main(backend: str, size: int) -> None:
     for check in (
         allreduce_adds_in_every_dtype,
         float_sums_have_the_same_bits_on_every_worker,
+        large_tensors_travel_beside_small_ones,
         allgather_keeps_the_order_of_ranks,
         alltoall_delivers_each_slice,
         broadcast_gives_rank_0s,

@@ -25,6 +25,9 @@ _CPU_DEFAULTS = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     # Its default of 1 ms is the floor of a small step.
     "HOROVOD_CYCLE_TIME": "0",
+    # Small tensors come in one buffer already (tensors.py); large ones would only be copied into
+    # Horovod's buffer, which takes up to 128 MB.
+    "HOROVOD_FUSION_THRESHOLD": "0",
 }
 
 

@@ -4,10 +4,10 @@ Only those: `DistributedOptimizer` silently reduces nothing with Keras 3. Horovo
 workers' tensors by op name, so every op has an explicit one; TensorFlow numbers equal names within
 a graph in the order of writing, the same on every worker, and `ignore_name_scope` drops what
 inlining functions and lowering loops put in front. Names may repeat between graphs, because
-`ProgramOrder` never lets two collectives be on their way at once.
+`ProgramOrder` never lets two collectives be on their way at once; the buffers of one are numbered.
 
-One flat buffer for each dtype rather than `grouped_allreduce`: 10 to 30 % faster at 2 workers on
-CPUs, since Horovod agrees on one name and needs no fusion buffer of its own.
+Flat buffers of our own rather than `grouped_allreduce`: 10 to 30 % faster at 2 workers on CPUs,
+since Horovod agrees on fewer names and needs no fusion buffer of its own.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class HorovodCommunicator:
         self._order = ProgramOrder()
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sum each tensor over all workers; one Horovod op for each dtype on the wire."""
+        """Sum each tensor over all workers; one Horovod op for each flat buffer."""
 
         def exchange(*flats: Tensor) -> list[Tensor]:
             return [
                 hvd.allreduce(
                     flat,
                     op=hvd.Sum,
-                    name=f"ddp_gd_allreduce_{flat.dtype.name}",
+                    name=f"ddp_gd_allreduce_{flat.dtype.name}_{number}",
                     ignore_name_scope=True,
                 )
-                for flat in flats
+                for number, flat in enumerate(flats)
             ]
 
         return as_flat_buffers(
@@ -74,17 +74,17 @@ class HorovodCommunicator:
         return as_movable(tensor, lambda rows: self._order.run(exchange, rows, splits)[0])
 
     def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return rank 0's tensors on every worker; one Horovod op for each dtype on the wire."""
+        """Return rank 0's tensors on every worker; one Horovod op for each flat buffer."""
 
         def exchange(*flats: Tensor) -> list[Tensor]:
             return [
                 hvd.broadcast(
                     flat,
                     root_rank=0,
-                    name=f"ddp_gd_broadcast_{flat.dtype.name}",
+                    name=f"ddp_gd_broadcast_{flat.dtype.name}_{number}",
                     ignore_name_scope=True,
                 )
-                for flat in flats
+                for number, flat in enumerate(flats)
             ]
 
         return as_flat_buffers(
