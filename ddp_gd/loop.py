@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +22,8 @@ Tensor = Any
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
 SECONDS_PER_CALL = 0.3
+# Handing less to the reading thread takes longer than reading it.
+BYTES_WORTH_A_THREAD = 2**18
 BYTES_PER_CALL = 32 * 2**20  # two calls' rows are held at a time
 
 
@@ -47,14 +50,14 @@ class Loop:
         self._communicator = communicator
         # Reads the next call's rows while TensorFlow computes this one's.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_reader")
-        self._reading: Future[tuple[Shares, list[Tensor]]] | None = None
+        self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
         self._steps_per_call = 1
         self._measured = False
         first = plan.shares(0, 1, communicator.rank, communicator.size)
         rows = arrays.take(first.positions[:1])
-        step_bytes = sum(leaf.nbytes for leaf in rows) * max(len(first.positions), 1)
-        self._most_steps = max(1, BYTES_PER_CALL // max(step_bytes, 1))
+        self._step_bytes = sum(leaf.nbytes for leaf in rows) * max(len(first.positions), 1)
+        self._most_steps = max(1, BYTES_PER_CALL // max(self._step_bytes, 1))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,11 +74,11 @@ class Loop:
         self._epoch = epoch
         order = Order(self._plan, epoch)
         first, stop = self._call_from(0, every_step)
-        reading = self._reader.submit(self._read, order, first, stop)
+        reading = self._start_reading(order, first, stop)
         while first < stop:
             self._reading, following = reading, self._call_from(stop, every_step)
             if stop < self._plan.steps:
-                reading = self._reader.submit(self._read, order, *following)
+                reading = self._start_reading(order, *following)
             yield first, stop
             first, stop = following
 
@@ -86,7 +89,7 @@ class Loop:
             NumericsError: on every worker, after the first step whose loss is not finite.
         """
         assert self._reading is not None
-        shares, rows = self._reading.result()
+        shares, rows = self._reading()
         began = time.perf_counter()
         result = self.steps.run(rows, shares)
         if not result.finite.numpy():
@@ -101,6 +104,14 @@ class Loop:
             sizes = self._plan.step_rows(first), self._plan.step_rows(last)
             stop = stop if self.steps.same_graph(*sizes) else last
         return first, stop
+
+    def _start_reading(
+        self, order: Order, first: int, stop: int
+    ) -> Callable[[], tuple[Shares, list[Tensor]]]:
+        """Begin to read the rows of the steps; what is returned gives them, or waits for them."""
+        if (stop - first) * self._step_bytes < BYTES_WORTH_A_THREAD:
+            return functools.partial(self._read, order, first, stop)
+        return self._reader.submit(self._read, order, first, stop).result
 
     def _read(self, order: Order, first: int, stop: int) -> tuple[Shares, list[Tensor]]:
         """This worker's rows of the steps."""
