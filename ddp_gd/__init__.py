@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .errors import (
         ConfigError,
         DataError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "DdpGdError",
@@ -46,6 +49,7 @@ __all__ = [
 
 # No module may have the name of a function here: importing it would hide the function.
 _MODULES = {
+    "Checkpoint": "checkpoint",
     "evaluate": "training",
     "fingerprint": "replicas",
     "fit": "training",

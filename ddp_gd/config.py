@@ -83,6 +83,20 @@ class TrainConfig:
     """How workers exchange gradients: `auto` is Horovod where there are several, and mpi where
     Horovod is missing."""
 
+    checkpoint: str | None = None
+    """Folder to save the training in, at the end of every epoch or as the next two options say, so
+    that it can be gone on with after a crash. It must be empty, unless --resume is given."""
+
+    checkpoint_steps: int | None = None
+    """Save after every so many updates."""
+
+    checkpoint_seconds: float | None = None
+    """Save when so much time has passed since the last time."""
+
+    resume: bool = False
+    """Go on from the newest checkpoint in the --checkpoint folder, with any number of workers, or
+    begin if there is none. Data and settings must be the same, but --epochs may be more."""
+
     out: str | None = None
     """Folder for the results; it must be new or empty. Default: a new one under runs/."""
 
@@ -108,6 +122,9 @@ class TrainConfig:
             raise ConfigError(
                 f"--validation-split is {self.validation_split}; it must be from 0 to below 1."
             )
+        for name in ("checkpoint_steps", "checkpoint_seconds", "resume"):
+            if getattr(self, name) and self.checkpoint is None:
+                raise ConfigError(f"{_option(name)} needs --checkpoint FOLDER.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
 

@@ -9,7 +9,8 @@
     ├── LaunchError     (RuntimeError)     the processes of the job do not find each other
     ├── MismatchError   (RuntimeError)     a worker was given something other than rank 0
     ├── ReplicaError    (RuntimeError)     the workers' copies of the model parted
-    └── NumericsError   (ArithmeticError)  the loss is no longer a finite number
+    ├── NumericsError   (ArithmeticError)  the loss is no longer a finite number
+    └── CheckpointError (RuntimeError)     a checkpoint can't be written, read or continued
 
 Each also is the built-in exception in brackets, so code that catches those keeps working. A message
 quotes the offending value, says what was expected, and ends with what to do.
@@ -46,3 +47,7 @@ class ReplicaError(DdpGdError, RuntimeError):
 
 class NumericsError(DdpGdError, ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class CheckpointError(DdpGdError, RuntimeError):
+    """A checkpoint that can't be written or read, or is of another training."""

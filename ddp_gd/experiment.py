@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from . import data, models, replicas, results, runtime
+from . import data, models, replicas, results, runtime, snapshot
+from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import Dataset
 from .errors import ConfigError, NumericsError
@@ -45,7 +46,12 @@ def run(config: TrainConfig) -> None:
     x = x_scaling.transform(dataset.features) if x_scaling else dataset.features
     y = y_scaling.transform(dataset.targets) if y_scaling else dataset.targets
 
-    seed = replicas.shared_seed(communicator, config.seed) % 2**32
+    checkpoint = _checkpoint(config)
+    seed = config.seed
+    if checkpoint is not None and seed is None:
+        saved = snapshot.load(communicator, checkpoint)
+        seed = None if saved is None else saved.seed
+    seed = replicas.shared_seed(communicator, seed) % 2**32
     keras.utils.set_random_seed(seed)
     model = models.build(
         config.model, dataset.features.shape[1:], _outputs(config, dataset), config.hidden
@@ -77,6 +83,7 @@ def run(config: TrainConfig) -> None:
         validation_data=(x[validate], y[validate]) if config.validation_split else None,
         micro_batch_size=config.micro_batch_size,
         seed=seed,
+        checkpoint=checkpoint,
     )
 
     parts = {"training": train} | ({"validation": validate} if config.validation_split else {})
@@ -85,6 +92,17 @@ def run(config: TrainConfig) -> None:
     if leader:
         folder = results.write(setting, model, raw, history.history, final)
         results.conclude(setting, model, final, folder)
+
+
+def _checkpoint(config: TrainConfig) -> Checkpoint | None:
+    if config.checkpoint is None:
+        return None
+    return Checkpoint(
+        config.checkpoint,
+        every_steps=config.checkpoint_steps,
+        every_seconds=config.checkpoint_seconds,
+        resume=config.resume,
+    )
 
 
 def _evaluate(

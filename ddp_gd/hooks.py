@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from . import replicas, trace
 from .comm.base import Communicator
@@ -42,6 +44,7 @@ class Hooks:
     Attributes:
         callbacks: Keras's list; what writes files or prints is in rank 0's only.
         every_step: whether one of them wants to be called at every step.
+        own: the user's, all of them, in the order given.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Hooks:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         own = keras.tree.flatten(callbacks) if callbacks else []
+        self.own = list(own)
+        self._at_start: list[dict[str, Any]] = [{} for _ in own]
         everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
         verbose = _verbosity(verbose, communicator)
         if verbose == 2 and add_history:
@@ -83,11 +88,36 @@ class Hooks:
         self.every_step = True
         return tracer
 
+    def remember(self) -> None:
+        """Note what the callbacks' attributes are when the training begins; see `states`."""
+        self._at_start = [_attributes(callback) for callback in self.own]
+
+    def states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What each of the user's callbacks remembers: its class, and the attributes it changed.
+
+        Only numbers, words and lists of arrays: EarlyStopping's best value, its patience used up,
+        its best weights. Keras's callbacks can't be asked for more.
+        """
+        for callback, before in zip(self.own, self._at_start, strict=True):
+            now = _attributes(callback)
+            changed = {n: v for n, v in now.items() if n not in before or before[n] is not v}
+            yield type(callback).__name__, changed
+
     def want_to_stop(self) -> bool:
         """Tell, after a step, whether some worker's callback set `model.stop_training`."""
         if not self._may_stop:
             return False
         return replicas.any_worker(self._communicator, self._model.stop_training)
+
+
+def _attributes(callback: Any) -> dict[str, Any]:
+    plain = (bool, int, float, str, np.generic, type(None))
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if isinstance(value, plain)
+        or (isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value))
+    }
 
 
 def _has_batch_hooks(callbacks: list[Any]) -> bool:

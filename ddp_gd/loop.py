@@ -52,6 +52,7 @@ class Loop:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_reader")
         self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
+        self._pause_every: int | None = None
         self._steps_per_call = 1
         self._measured = False
         first = plan.shares(0, 1, communicator.rank, communicator.size)
@@ -64,19 +65,26 @@ class Loop:
         """Steps of one epoch."""
         return self._plan.steps
 
-    def calls(self, epoch: int, every_step: bool = False) -> Iterator[tuple[int, int]]:
+    def calls(
+        self, epoch: int, every_step: bool = False, first: int = 0, pause_every: int | None = None
+    ) -> Iterator[tuple[int, int]]:
         """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
 
         Args:
             epoch: counted from 0.
             every_step: one step each, for callbacks that want to see them.
+            first: the step to begin with.
+            pause_every: end a run after every so many steps, counted from the first epoch on.
         """
         self._epoch = epoch
         order = Order(self._plan, epoch)
-        first, stop = self._call_from(0, every_step)
+        self._pause_every = 1 if every_step else pause_every
+        first, stop = self._call_from(first)
+        if first == stop:
+            return
         reading = self._start_reading(order, first, stop)
         while first < stop:
-            self._reading, following = reading, self._call_from(stop, every_step)
+            self._reading, following = reading, self._call_from(stop)
             if stop < self._plan.steps:
                 reading = self._start_reading(order, *following)
             yield first, stop
@@ -96,10 +104,13 @@ class Loop:
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)
 
-    def _call_from(self, first: int, every_step: bool) -> tuple[int, int]:
+    def _call_from(self, first: int) -> tuple[int, int]:
         """The steps of the call that begins with step `first`; none after the last one."""
         steps = self._plan.steps
-        stop = min(first + (1 if every_step else self._steps_per_call), steps)
+        stop = min(first + self._steps_per_call, steps)
+        if self._pause_every is not None:
+            made = self._epoch * steps + first
+            stop = min(stop, first + self._pause_every - made % self._pause_every)
         if stop == steps and first < (last := stop - 1):
             sizes = self._plan.step_rows(first), self._plan.step_rows(last)
             stop = stop if self.steps.same_graph(*sizes) else last

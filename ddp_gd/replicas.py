@@ -48,8 +48,12 @@ def build(model: keras.Model, signature: Signature) -> None:
 
 def require_same(
     communicator: Communicator, model: keras.Model, arrays: Arrays, settings: dict[str, Any]
-) -> None:
+) -> dict[str, str]:
     """Refuse to start unless every worker was called with what rank 0 was called with.
+
+    Returns:
+        What `fit` was called with, in words: settings, data, model, optimizer, losses; in bitwise
+        mode also what the bits depend on.
 
     Raises:
         MismatchError: on every worker, naming the rank and the difference.
@@ -57,9 +61,15 @@ def require_same(
     """
     if runtime.is_bitwise():
         bits.require_preconditions()
-    if communicator.size == 1:
-        return
+    facts = _facts(model, arrays, settings)
+    if communicator.size > 1:
+        runtime.agree(communicator, facts)
+    return facts
+
+
+def _facts(model: keras.Model, arrays: Arrays, settings: dict[str, Any]) -> dict[str, str]:
     facts = {name: str(value) for name, value in settings.items()}
+    facts["bitwise"] = str(runtime.is_bitwise())
     facts |= bits.facts() if runtime.is_bitwise() else {}
     facts |= arrays.describe()
     facts["model"] = f"{type(model).__name__} {model.name}"
@@ -74,7 +84,7 @@ def require_same(
     )
     compiled = model._compile_loss
     facts["loss_weights"] = str(compiled._user_loss_weights if compiled is not None else None)
-    runtime.agree(communicator, facts)
+    return facts
 
 
 def shared_seed(communicator: Communicator, seed: int | None) -> int:
@@ -92,9 +102,9 @@ def synchronize(communicator: Communicator, model: keras.Model) -> None:
     """Give every worker rank 0's weights, other state and optimizer state."""
     if communicator.size == 1:
         return
-    variables = _variables(model)
-    values = [tf.convert_to_tensor(v.value) for v in variables]
-    for variable, value in zip(variables, communicator.broadcast(values), strict=True):
+    mine = variables(model)
+    values = [tf.convert_to_tensor(v.value) for v in mine]
+    for variable, value in zip(mine, communicator.broadcast(values), strict=True):
         variable.assign(value)
 
 
@@ -106,7 +116,7 @@ def check(communicator: Communicator, model: keras.Model, epoch: int) -> None:
     """
     if communicator.size == 1:
         return
-    own = np.frombuffer(_digest(_variables(model)), np.uint8)
+    own = np.frombuffer(_digest(variables(model)), np.uint8)
     digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
     keys = [row.tobytes() for row in digests]
     usual = Counter(keys).most_common(1)[0][0]
@@ -132,7 +142,8 @@ def from_rank_0(communicator: Communicator, number: int) -> int:
     return int(communicator.broadcast([tf.constant(number, tf.int64)])[0])
 
 
-def _variables(model: keras.Model) -> list[Any]:
+def variables(model: keras.Model) -> list[Any]:
+    """What training changes and all workers agree on, in a fixed order: weights to optimizer."""
     return [*model.trainable_variables, *other_variables(model), *model.optimizer.variables]
 
 

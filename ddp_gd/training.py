@@ -10,13 +10,15 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from . import replicas, runtime, trace
+from . import replicas, runtime, snapshot, trace
 from .arrays import Arrays
+from .checkpoint import Checkpoint
 from .comm.base import Communicator
 from .errors import ConfigError, DataError
 from .hooks import Hooks
 from .loop import Loop
 from .plan import Plan
+from .snapshot import Position, Saver
 from .split import train_validation_split
 from .step import Steps
 
@@ -39,6 +41,7 @@ def fit(
     validation_freq: int | Iterable[int] = 1,
     micro_batch_size: int | None = None,
     seed: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> keras.callbacks.History:
     """Train `model` as `model.fit` would, on all workers of the job together.
 
@@ -70,6 +73,7 @@ def fit(
             global mini-batch larger than memory can be trained on. Same update.
         seed: of the order of rows, from 0 to 2**63 - 1; None draws one on rank 0 from NumPy's
             global generator.
+        checkpoint: save the training, and go on with a saved one, see `Checkpoint`.
 
     Returns:
         Keras's History, the same on every worker.
@@ -79,9 +83,15 @@ def fit(
         MismatchError: another worker was called with something else.
         NumericsError: the loss is NaN or infinite.
         ReplicaError: the workers' copies of the model differ after an epoch.
+        CheckpointError: a checkpoint can't be written or read.
     """
     communicator = runtime.communicator()
     _require_counts(epochs=epochs, initial_epoch=initial_epoch)
+    if not isinstance(checkpoint, (Checkpoint, type(None))):
+        raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
+    saved = None if checkpoint is None else snapshot.load(communicator, checkpoint)
+    if saved is not None and seed is None:
+        seed = saved.seed
     train, validate = _split(x, y, sample_weight, validation_split, validation_data)
     arrays = Arrays(train[0], train[1], train[2], class_weight)
     batch_size = _batch_size(batch_size, arrays.rows)
@@ -103,7 +113,9 @@ def fit(
             **{f"validation {name}": fact for name, fact in validation_arrays.describe().items()},
         }
     replicas.build(model, arrays.signature)
-    replicas.require_same(communicator, model, arrays, settings)
+    facts = replicas.require_same(communicator, model, arrays, settings)
+    if saved is not None:
+        saved.require_same(facts)
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
     loop = _loop(communicator, model, arrays, plan, training=True)
@@ -120,30 +132,52 @@ def fit(
     if communicator.rank == 0 and (where := trace.folder()) is not None:
         setting = {"bitwise": runtime.is_bitwise(), "micro_batch_size": plan.micro_batch_size}
         tracer = hooks.add_tracer(trace.Tracer(where, loop.steps, setting))
+    saver = None
+    if checkpoint is not None and communicator.rank == 0:
+        saver = Saver(checkpoint, model, hooks, facts, plan.seed, plan.steps)
     model.stop_training = False
     hooks.callbacks.on_train_begin()
+    hooks.remember()
     # A callback may have restored a state, and with it the epoch to go on with, on rank 0.
     replicas.synchronize(communicator, model)
     first_epoch = replicas.from_rank_0(communicator, model._initial_epoch or initial_epoch)
+    start = Position(first_epoch, 0)
+    logs: dict[str, float] = {}
+    if saved is not None:
+        start, logs = saved.position, dict(saved.logs)
+        saved.restore(model, hooks)
+        if saved.stopped:
+            epochs = start.epoch
     if tracer is not None:
         tracer.write_start()
-    logs: dict[str, float] = {}
-    for epoch in range(first_epoch, epochs):
+    for epoch in range(start.epoch, epochs):
         model.reset_metrics()
         hooks.callbacks.on_epoch_begin(epoch)
-        for first, stop in loop.calls(epoch, every_step=hooks.every_step):
+        first_step = 0
+        if saved is not None and epoch == start.epoch and start.step > 0:
+            # Once more: the metrics and what callbacks did at the beginning of the epoch.
+            saved.restore(model, hooks)
+            first_step, logs = start.step, _logs(model)
+        pause_every = checkpoint.every_steps if saver is not None and checkpoint else None
+        for first, stop in loop.calls(epoch, hooks.every_step, first_step, pause_every):
             hooks.callbacks.on_train_batch_begin(first)
             loop.run(first, stop)
             logs = _logs(model)
             hooks.callbacks.on_train_batch_end(stop - 1, logs)
             if hooks.want_to_stop():
                 break
+            if saver is not None:
+                saver.step_ended(Position(epoch, stop), logs)
         if validation_loop is not None and _is_due(epoch, validation_freq):
             validation_logs = _evaluate(model, validation_loop, hooks)
             logs |= {f"val_{name}": value for name, value in validation_logs.items()}
         hooks.callbacks.on_epoch_end(epoch, logs)
         replicas.check(communicator, model, epoch)
-        if replicas.any_worker(communicator, model.stop_training):
+        stop_training = replicas.any_worker(communicator, model.stop_training)
+        if saver is not None:
+            last = stop_training or epoch == epochs - 1
+            saver.epoch_ended(epoch, logs, last=last, stop=stop_training)
+        if stop_training:
             break
     if epochs > 0:
         model.optimizer.finalize_variable_values(model.trainable_weights)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors tree cores
 config
-plan split data progress bits
+plan split data progress bits checkpoint
 comm.base comm.environment
 comm.tensors
 comm
@@ -27,6 +27,7 @@ loop
 replicas
 trace
 hooks
+snapshot
 training
 models
 report

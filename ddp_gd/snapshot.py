@@ -1,0 +1,267 @@
+"""All that a training needs to go on: taken at the end of a step, restored on every worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from . import replicas
+from .checkpoint import Checkpoint, Folder, parse
+from .comm.base import Communicator
+from .errors import CheckpointError, ConfigError, MismatchError
+from .hooks import Hooks
+
+_FORMAT = 1
+_BYTES_PER_BROADCAST = 2**30
+# A training may be continued to another length.
+_MAY_DIFFER = ("epochs", "initial_epoch")
+
+
+class Position(NamedTuple):
+    """How far a training is: so many steps of this epoch, counted from 0, are made."""
+
+    epoch: int
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds.
+
+    Attributes:
+        position: where to go on.
+        seed: of the order of rows.
+        stopped: whether a callback ended the training there.
+        facts: what the training was given, see `replicas.facts`.
+        logs: the last ones.
+        history: Keras's `History.history` so far, and its `epoch`.
+        callbacks: class name and changed attributes of each callback.
+        arrays: values of the variables, and of callbacks' arrays, by name.
+    """
+
+    position: Position
+    seed: int
+    stopped: bool
+    facts: Mapping[str, str]
+    logs: Mapping[str, Any]
+    history: Mapping[str, Any]
+    callbacks: list[tuple[str, dict[str, Any]]]
+    arrays: dict[str, np.ndarray]
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Refuse to go on with another training.
+
+        Raises:
+            MismatchError: what differs, and both values.
+        """
+        mine, theirs = _comparable(facts), _comparable(self.facts)
+        differences = [
+            f"{name}: the checkpoint has {theirs.get(name)!r}, this training {mine.get(name)!r}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+        if differences:
+            raise MismatchError(
+                f"The checkpoint is of another training. {'; '.join(differences)}. Train on the "
+                "same data with the same model and settings (only the number of workers and of "
+                "epochs may differ), or begin again in an empty folder."
+            )
+
+    def restore(self, model: keras.Model, hooks: Hooks) -> None:
+        """Make model, optimizer, metrics, History and callbacks what they were."""
+        for number, variable in enumerate(_variables(model)):
+            value = self.arrays[f"variable/{number}"]
+            dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+            variable.assign(value.view(dtype) if value.dtype != dtype else value)
+        model.history.history = {n: list(map(_decoded, v)) for n, v in self.history["logs"].items()}
+        model.history.epoch = list(self.history["epoch"])
+        for number, (callback, (name, state)) in enumerate(
+            zip(hooks.own, self.callbacks, strict=False)
+        ):
+            if type(callback).__name__ != name:
+                continue  # the user changed the list; what a callback remembers is its own
+            for attribute, value in state.items():
+                if isinstance(value, dict) and "arrays" in value:
+                    names = [f"callback/{number}/{attribute}/{i}" for i in range(value["arrays"])]
+                    setattr(callback, attribute, [self.arrays[name] for name in names])
+                else:
+                    setattr(callback, attribute, _decoded(value))
+
+
+def load(communicator: Communicator, checkpoint: Checkpoint) -> Snapshot | None:
+    """Rank 0's newest checkpoint, on every worker; None if this training has not begun. Collective.
+
+    Raises:
+        ConfigError: the folder holds a training, and `resume` was not asked for.
+        CheckpointError: nothing in it can be used.
+    """
+    content = b""
+    if communicator.rank == 0:
+        folder = Folder(checkpoint.directory)
+        if folder.names() and not checkpoint.resume:
+            raise ConfigError(
+                f"{folder.path} holds the checkpoints of a training: {folder.names()[0]} and "
+                f"{len(folder.names()) - 1} more. Ask to go on from there (Checkpoint(resume=True),"
+                " or --resume), or give an empty folder."
+            )
+        content = folder.newest() or b""
+    length = replicas.from_rank_0(communicator, len(content))
+    if length == 0:
+        return None
+    pieces = []
+    for start in range(0, length, _BYTES_PER_BROADCAST):
+        size = min(_BYTES_PER_BROADCAST, length - start)
+        piece = np.frombuffer(content[start : start + size] or bytes(size), np.uint8)
+        pieces.append(communicator.broadcast([tf.constant(piece)])[0].numpy().tobytes())
+    arrays, text = parse(b"".join(pieces))
+    header = json.loads(text)
+    if header.pop("format", None) != _FORMAT:
+        raise CheckpointError(
+            f"The checkpoint has another format than {_FORMAT}, which this version of ddp_gd "
+            "reads. Go on with the version that wrote it."
+        )
+    return Snapshot(arrays=arrays, **header | {"position": Position(*header["position"])})
+
+
+class Saver:
+    """Saves the training on rank 0: copies the values, then writes them while training goes on.
+
+    No other worker waits: all have the same values, so rank 0 alone needs to stop for the copy.
+
+    Args:
+        checkpoint: when, and where.
+        model: compiled and built.
+        hooks: its callbacks.
+        facts: what the training was given.
+        seed: of the order of rows.
+        steps: of an epoch.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: keras.Model,
+        hooks: Hooks,
+        facts: Mapping[str, str],
+        seed: int,
+        steps: int,
+    ):
+        self._checkpoint = checkpoint
+        self._folder = Folder(checkpoint.directory)
+        self._model = model
+        self._hooks = hooks
+        self._fixed = {"format": _FORMAT, "facts": dict(facts), "seed": seed}
+        self._steps = steps
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
+        self._writing: Future[Path] | None = None
+        self._last = time.monotonic()
+
+    def step_ended(self, position: Position, logs: Mapping[str, Any]) -> None:
+        """Save if it is time to, at `position`."""
+        updates = position.epoch * self._steps + position.step
+        every_steps, every_seconds = self._checkpoint.every_steps, self._checkpoint.every_seconds
+        by_steps = every_steps is not None and updates % every_steps == 0
+        late = every_seconds is not None and time.monotonic() - self._last >= every_seconds
+        if by_steps or (late and (self._writing is None or self._writing.done())):
+            self._save(position, logs)
+
+    def epoch_ended(self, epoch: int, logs: Mapping[str, Any], *, last: bool, stop: bool) -> None:
+        """Save what an epoch left.
+
+        Args:
+            epoch: the one that ended.
+            logs: its.
+            last: whether the training ends with it.
+            stop: whether a callback wanted that.
+        """
+        always = not (self._checkpoint.every_steps or self._checkpoint.every_seconds)
+        position = Position(epoch + 1, 0)
+        if always or last:
+            self._save(position, logs, stop)
+        else:
+            self.step_ended(position, logs)
+        if last:
+            self.finish()
+
+    def finish(self) -> None:
+        """Return when the last checkpoint is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
+
+    def _save(self, position: Position, logs: Mapping[str, Any], stopped: bool = False) -> None:
+        self.finish()
+        arrays = {}
+        for number, variable in enumerate(_variables(self._model)):
+            value = np.array(keras.ops.convert_to_numpy(variable.value))
+            # bfloat16 and the like, which NumPy itself does not know, travel as numbers as wide.
+            arrays[f"variable/{number}"] = (
+                value if value.dtype.kind in "biufc" else value.view(f"u{value.dtype.itemsize}")
+            )
+        callbacks = []
+        for number, (name, state) in enumerate(self._hooks.states()):
+            plain = {}
+            for attribute, value in state.items():
+                if isinstance(value, list):
+                    plain[attribute] = {"arrays": len(value)}
+                    for i, array in enumerate(value):
+                        arrays[f"callback/{number}/{attribute}/{i}"] = np.array(array)
+                else:
+                    plain[attribute] = _encoded(value)
+            callbacks.append((name, plain))
+        history = self._model.history
+        header = self._fixed | {
+            "position": position,
+            "stopped": stopped,
+            "logs": {name: _encoded(value) for name, value in logs.items()},
+            "history": {
+                "logs": {n: list(map(_encoded, values)) for n, values in history.history.items()},
+                "epoch": list(history.epoch),
+            },
+            "callbacks": callbacks,
+        }
+        updates = position.epoch * self._steps + position.step
+        self._last = time.monotonic()
+        self._writing = self._writer.submit(
+            self._folder.write, updates, arrays, json.dumps(header), self._checkpoint.keep
+        )
+
+
+def _variables(model: keras.Model) -> list[Any]:
+    return [*replicas.variables(model), *model.metrics_variables]
+
+
+def _comparable(facts: Mapping[str, str]) -> dict[str, str]:
+    """Without what Keras numbers through: the second model of a process is named otherwise."""
+    comparable = {n: re.sub(r"_\d+\b", "", f) for n, f in facts.items() if n not in _MAY_DIFFER}
+    for name in comparable:
+        if "variables[" in name:
+            comparable[name] = re.sub(r"^\S*/", "", comparable[name])
+    comparable["model"] = comparable["model"].split()[0]
+    return comparable
+
+
+def _encoded(value: Any) -> Any:
+    """As JSON, which keeps every bit of a float."""
+    if isinstance(value, np.ndarray):
+        return {"values": value.tolist(), "dtype": value.dtype.name}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict) and "values" in value:
+        return np.array(value["values"], value["dtype"])
+    return value

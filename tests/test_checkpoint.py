@@ -1,0 +1,158 @@
+"""Checkpoint files: whole or absent, and every damage seen."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_gd.checkpoint import Checkpoint, Folder, parse
+from ddp_gd.errors import CheckpointError, ConfigError
+
+ARRAYS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "scalar": np.array(7, np.int64),
+    "empty": np.zeros((0, 4), np.float16),
+    "flag": np.array([True, False]),
+}
+
+
+def written(folder: Path, steps: range, keep: int = 3) -> list[Path]:
+    """Checkpoints of these steps, as they lie in the folder, newest first."""
+    for step in steps:
+        Folder(folder).write(step, ARRAYS, f"header {step}", keep)
+    return [folder / name for name in Folder(folder).names()]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Arrays and header come back, from a file that its owner alone may read."""
+    (path,) = written(tmp_path / "new" / "folder", range(5, 6))
+    content = Folder(path.parent).newest()
+    assert content == path.read_bytes()
+    arrays, header = parse(content)
+    assert header == "header 5"
+    assert set(arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array, strict=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    """Older ones go, and what a killed process left half written."""
+    (tmp_path / "step-000000000000-0.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("the user's")
+    paths = written(tmp_path, range(1, 6), keep=2)
+    assert [path.name[:17] for path in paths] == ["step-000000000005", "step-000000000004"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["notes.txt", *(path.name for path in paths)])
+    assert Folder(tmp_path / "missing").newest() is None
+    assert Folder(tmp_path / "missing").names() == []
+
+
+def test_every_flipped_bit_and_missing_piece_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever happens to the newest file, the one before is taken, and the damage named."""
+    newest, before = written(tmp_path, range(1, 3))
+    whole = newest.read_bytes()
+    damaged = []
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    damaged += [whole[:length] for length in range(0, len(whole), 16)] + [whole + b"\0"]
+    for content in damaged:
+        newest.write_bytes(content)
+        assert Folder(tmp_path).newest() == before.read_bytes()
+        assert f"{newest} is damaged" in capsys.readouterr().err
+    before.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="None of the 2 checkpoints in"):
+        Folder(tmp_path).newest()
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "fsync", "rename", "mkdir"])
+def test_a_full_disk_leaves_the_old_ones(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error at any point of a save is told, and what was there before is what is read after."""
+    folder = tmp_path / "checkpoints"
+    if failing != "mkdir":
+        (path,) = written(folder, range(1, 2))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if failing == "write":
+        monkeypatch.setattr("builtins.open", fail)
+    elif failing == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", fail)
+    elif failing == "open":
+        real = os.open
+        monkeypatch.setattr(
+            os, "open", lambda *a, **k: fail() if a[1] & os.O_CREAT else real(*a, **k)
+        )
+    else:
+        monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(CheckpointError, match=r"step-000000000002-.*No space left on device"):
+        Folder(folder).write(2, ARRAYS, "header", 3)
+    monkeypatch.undo()
+    if failing != "mkdir":
+        assert os.listdir(folder) == [path.name]
+        assert Folder(folder).newest() == path.read_bytes()
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    """Neither to read another's file nor to overwrite it."""
+    (path,) = written(tmp_path / "theirs", range(1, 2))
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match="None of the 1 checkpoints"):
+        Folder(tmp_path / "ours").newest()
+    os.mkfifo(tmp_path / "ours" / path.name.replace("1-", "2-"))
+    with pytest.raises(CheckpointError, match="None of the 2 checkpoints"):
+        Folder(tmp_path / "ours").newest()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (2**40).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (4).to_bytes(8, "little") + b"null",
+        pickle.dumps({"step": 1}),
+    ],
+)
+def test_other_contents_are_refused(content: bytes) -> None:
+    """Nothing is unpickled, and no huge length believed."""
+    with pytest.raises(CheckpointError, match="not written by ddp_gd"):
+        parse(content)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "quoted"),
+    [
+        ({"every_steps": 0}, "every_steps=0"),
+        ({"every_steps": 1.5}, "every_steps=1.5"),
+        ({"every_seconds": -1}, "every_seconds=-1"),
+        ({"every_seconds": float("nan")}, "every_seconds=nan"),
+        ({"every_seconds": "often"}, "every_seconds='often'"),
+        ({"keep": 0}, "keep=0"),
+        ({"keep": None}, "keep=None"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments: dict, quoted: str) -> None:
+    """The value is quoted."""
+    with pytest.raises(ConfigError, match=quoted):
+        Checkpoint("folder", **arguments)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """Before anything is trained."""
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        Folder(tmp_path / "file")
