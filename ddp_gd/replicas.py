@@ -152,7 +152,8 @@ def _digest(variables: list[Any]) -> bytes:
     for variable in variables:
         value = np.ascontiguousarray(variable.value.numpy())
         digest.update(f"{value.dtype.name}{list(value.shape)}".encode())
-        digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).data.cast("B"))
+        value = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        digest.update(value.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.digest()
 
 

@@ -206,7 +206,7 @@ class Saver:
         self.finish()
         arrays = {}
         for number, variable in enumerate(_variables(self._model)):
-            value = np.array(keras.ops.convert_to_numpy(variable.value))
+            value = np.asarray(variable.value.numpy())  # a copy
             # bfloat16 and the like, which NumPy itself does not know, travel as numbers as wide.
             arrays[f"variable/{number}"] = (
                 value if value.dtype.kind in "biufc" else value.view(f"u{value.dtype.itemsize}")

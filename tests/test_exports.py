@@ -11,7 +11,9 @@ import pytest
 import ddp_gd
 
 FUNCTIONS = ["evaluate", "fingerprint", "fit", "init", "local_rank", "rank", "size"]
+CLASSES = ["Checkpoint"]
 ERRORS = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "DdpGdError",
@@ -25,18 +27,20 @@ ERRORS = [
 
 def test_the_names_are_fixed() -> None:
     """`__all__` lists the functions and exceptions that are promised, and nothing else."""
-    assert sorted(ddp_gd.__all__) == sorted(FUNCTIONS + ERRORS)
+    assert sorted(ddp_gd.__all__) == sorted(FUNCTIONS + CLASSES + ERRORS)
     assert set(ddp_gd.__all__) <= set(dir(ddp_gd))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + ERRORS)
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + ERRORS)
 def test_every_name_resolves_and_says_what_it_is(name: str) -> None:
-    """Every exported name is a documented function or an exception of the one tree."""
+    """Every exported name is a documented function or class, or an exception of the one tree."""
     value = getattr(ddp_gd, name)
     assert inspect.getdoc(value)
     if name in FUNCTIONS:
         assert inspect.isfunction(value)
         assert value.__name__ == name
+    elif name in CLASSES:
+        assert inspect.isclass(value)
     else:
         assert issubclass(value, ddp_gd.DdpGdError)
 

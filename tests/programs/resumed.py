@@ -1,0 +1,106 @@
+"""A training that saves itself, in bitwise mode; rank 0 writes how it ended as JSON.
+
+    python resumed.py OUT.json FOLDER [RANK STEP]
+
+It goes on with what FOLDER holds. With RANK and STEP that worker is killed after so many steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+import ddp_gd
+
+
+class Killed(keras.callbacks.Callback):
+    """Ends this process after so many steps, as a machine that fails would.
+
+    Before, it waits for the checkpoint files to be as many as they will be: a file that is still
+    being written is lost, which is right, but not the same each time.
+    """
+
+    def __init__(self, steps: int, folder: Path):
+        super().__init__()
+        self.left = steps
+        self.folder = folder
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count down."""
+        self.left -= 1
+        if self.left == 0:
+            while not any(self.folder.glob("*.safetensors")):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build() -> keras.Model:
+    """With batch statistics, random numbers, and metrics of several kinds."""
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        "binary_crossentropy",
+        metrics=["accuracy", keras.metrics.AUC(), keras.metrics.F1Score(threshold=0.5)],
+    )
+    return model
+
+
+def train(folder: Path | None, more: list[keras.callbacks.Callback]) -> dict[str, Any]:
+    """Train, and return how it ended."""
+    r = np.random.default_rng(0)
+    x = r.normal(size=(203, 8))
+    y = (x.sum(axis=1, keepdims=True) + r.normal(size=(203, 1)) > 0).astype("float32")
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    model = build()
+    history = ddp_gd.fit(
+        model,
+        x,
+        y,
+        batch_size=20,
+        epochs=6,
+        validation_split=0.2,
+        verbose=0,
+        seed=4,
+        callbacks=[
+            keras.callbacks.EarlyStopping("loss", patience=2, restore_best_weights=True),
+            keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.7, patience=1),
+            *more,
+        ],
+        checkpoint=folder and ddp_gd.Checkpoint(folder, every_steps=3, resume=True),
+    )
+    logs = {name: np.asarray(values).tolist() for name, values in history.history.items()}
+    state = [v.numpy().tolist() for v in model.optimizer.variables]
+    return {"fingerprint": ddp_gd.fingerprint(model), "history": logs, "optimizer": state}
+
+
+def main() -> None:
+    """Train."""
+    ddp_gd.init(os.environ.get("BACKEND", "auto"), bitwise=True)
+    folder, more = Path(sys.argv[2]), []
+    if sys.argv[3:] and int(sys.argv[3]) == ddp_gd.rank():
+        more = [Killed(int(sys.argv[4]), folder)]
+    left = train(folder, more)
+    if ddp_gd.rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(left))
+
+
+if __name__ == "__main__":
+    main()

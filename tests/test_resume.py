@@ -1,0 +1,234 @@
+"""A training that was stopped and gone on with ends as one that never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from jobs import run_job
+from programs.cases import features, sequential
+
+import ddp_gd
+from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
+
+# Keras's own code, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROGRAM = str(Path(__file__).parent / "programs" / "resumed.py")
+X, Y = features(4), features(1, seed=6)
+STEPS = 2  # of an epoch
+EPOCHS = 6
+ENDS_AFTER = (
+    5  # epochs: EarlyStopping remembers, from before the stop, that its patience is used up
+)
+
+
+class Stopped(keras.callbacks.Callback):
+    """Fails after so many steps, or epochs."""
+
+    def __init__(self, steps: int = 0, epochs: int = 0):
+        super().__init__()
+        self.steps, self.epochs = steps, epochs
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.epochs -= 1
+        if self.epochs == 0:
+            raise KeyboardInterrupt
+
+
+def train(
+    folder: Path | None = None, *more: keras.callbacks.Callback, model: Any = None, **options: Any
+) -> tuple[keras.Model, keras.callbacks.History]:
+    """Train, with callbacks that remember something and a learning rate that changes."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    if model is None:
+        model = sequential(
+            keras.layers.Dense(3, "tanh"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(1),
+            optimizer=keras.optimizers.Adam(0.05),
+        )
+    callbacks = [
+        keras.callbacks.EarlyStopping("loss", patience=2, restore_best_weights=True),
+        # Depends on the rate before: must not be applied once more in the middle of an epoch.
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+        *more,
+    ]
+    every = options.pop("every", {"every_steps": 1})
+    fit = {"batch_size": 8, "epochs": EPOCHS, "verbose": 0, "validation_split": 0.1, **options}
+    resume = options.pop("resume", True)
+    fit.pop("resume", None)
+    checkpoint = folder and ddp_gd.Checkpoint(folder, resume=resume, **every)
+    return model, ddp_gd.fit(model, X, Y, callbacks=callbacks, checkpoint=checkpoint, **fit)
+
+
+def left(model: keras.Model, history: keras.callbacks.History) -> tuple:
+    """Weights, optimizer state and History, to the bit."""
+    optimizer = [v.numpy().tobytes() for v in model.optimizer.variables]
+    return ddp_gd.fingerprint(model), optimizer, history.history, history.epoch
+
+
+@pytest.fixture(scope="module")
+def never_stopped() -> tuple:
+    """What the training leaves when nothing happens."""
+    ended = left(*train(seed=7))
+    assert len(ended[2]["loss"]) == ENDS_AFTER
+    return ended
+
+
+@pytest.mark.parametrize("steps", range(1, STEPS * ENDS_AFTER + 1))
+def test_stopped_after_any_step(steps: int, tmp_path: Path, never_stopped: tuple) -> None:
+    """Weights, optimizer, History and what callbacks remember go on as if nothing had been."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Stopped(steps=steps), seed=7)
+    assert left(*train(tmp_path, seed=7 if steps == 1 else None)) == never_stopped
+
+
+@pytest.mark.parametrize("every", [{}, {"every_seconds": 1e-9}, {"every_steps": 5}])
+def test_stopped_twice(every: dict, tmp_path: Path, never_stopped: tuple) -> None:
+    """At the end of epochs, by the clock, at steps that divide no epoch: each time it goes on."""
+    for epochs in (2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, Stopped(epochs=epochs), seed=7, every=every)
+    assert left(*train(tmp_path, seed=7, every=every)) == never_stopped
+    # It has ended: nothing is trained any more.
+    assert left(*train(tmp_path, every=every)) == never_stopped
+    assert len(list(tmp_path.glob("*.safetensors"))) <= 3
+
+
+def test_a_training_may_be_made_longer(tmp_path: Path, never_stopped: tuple) -> None:
+    """More epochs than before: the ones that are there are not trained again."""
+    train(tmp_path, seed=7, epochs=3)
+    assert left(*train(tmp_path)) == never_stopped
+
+
+def test_bfloat16_and_values_per_class(tmp_path: Path) -> None:
+    """Dtypes that NumPy doesn't know, and metrics that are arrays, are saved with every bit."""
+
+    def model() -> keras.Model:
+        return sequential(
+            keras.layers.Dense(3, dtype="bfloat16"),
+            keras.layers.Dense(2, "softmax"),
+            loss="categorical_crossentropy",
+            metrics=[keras.metrics.F1Score()],
+        )
+
+    def run(folder: Path | None, epochs: int) -> tuple:
+        keras.utils.set_random_seed(3)
+        made = model()
+        y = keras.utils.to_categorical(np.arange(13) % 2)
+        checkpoint = folder and ddp_gd.Checkpoint(folder, resume=True)
+        history = ddp_gd.fit(made, X, y, 8, epochs=epochs, verbose=0, seed=1, checkpoint=checkpoint)
+        scores = [value.tolist() for value in history.history["f1_score"]]
+        return ddp_gd.fingerprint(made), scores, history.history["loss"]
+
+    run(tmp_path, 2)
+    assert run(tmp_path, 4) == run(None, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        ({"batch_size": 6}, "batch_size=8"),
+        ({"seed": 8}, "seed=7"),
+        ({"validation_split": 0.2}, "validation rows"),
+        ({"model": lambda: sequential(keras.layers.Dense(1))}, "trainable_variables"),
+        ({"shuffle": False}, "shuffle=True"),
+    ],
+)
+def test_another_training_is_refused(options: dict, quoted: str, tmp_path: Path) -> None:
+    """What differs is named, and the checkpoints stay."""
+    train(tmp_path, seed=7, epochs=1)
+    before = sorted(tmp_path.iterdir())
+    if "model" in options:
+        options = {"model": options["model"]()}
+    with pytest.raises(MismatchError, match=quoted):
+        train(tmp_path, **options)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    """Without `resume`, a training neither continues nor overwrites another one."""
+    train(tmp_path, seed=7, epochs=1)
+    with pytest.raises(ConfigError, match=r"holds the checkpoints of a training: step-0+2-"):
+        train(tmp_path, resume=False)
+    (tmp_path / "empty").mkdir()
+    train(tmp_path / "empty", resume=False, epochs=1)
+    with pytest.raises(ConfigError, match=r"checkpoint='folder' must be a ddp_gd\.Checkpoint"):
+        ddp_gd.fit(sequential(), X, Y, checkpoint="folder")
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since(
+    tmp_path: Path, never_stopped: tuple, capsys: pytest.CaptureFixture
+) -> None:
+    """The one before is used, loudly; with none left the training does not begin again."""
+    train(tmp_path, seed=7, epochs=2)
+    paths = sorted(tmp_path.iterdir())
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-1])
+    assert left(*train(tmp_path)) == never_stopped
+    assert f"{paths[-1].name} is damaged" in capsys.readouterr().err
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is whole"):
+        train(tmp_path)
+
+
+def test_a_disk_that_fails_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that can't be written is an error, not a training that goes on unsaved."""
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        train(tmp_path / "file")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    with pytest.raises(CheckpointError, match="can't be written: I/O error"):
+        train(tmp_path)
+
+
+def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
+    """Killed at 2 workers, killed again at 3, ended at 1: the same bits as never killed."""
+
+    def run(out: str, workers: int, launcher: str, *killed: str, backend: str = "auto") -> int:
+        argv = [PROGRAM, str(tmp_path / out), str(tmp_path / "saved"), *killed]
+        return run_job(workers, argv, launcher, {"BACKEND": backend}).returncode
+
+    assert run("killed", 2, "horovodrun", "1", "11") != 0
+    assert run("killed", 3, "mpirun", "0", "15", backend="mpi") != 0
+    assert not (tmp_path / "killed").exists()
+    assert run("resumed", 1, "python") == 0
+    (tmp_path / "saved").rename(tmp_path / "other")
+    assert run("whole", 1, "python") == 0
+    resumed, whole = (json.loads((tmp_path / out).read_text()) for out in ("resumed", "whole"))
+    assert resumed == whole
+    assert len(whole["history"]["loss"]) == 6
+
+
+def test_the_main_job_goes_on(tmp_path: Path) -> None:
+    """`--checkpoint` and `--resume`: the same history.csv, at another number of workers."""
+
+    def run(workers: int, launcher: str, out: str, *options: str) -> tuple[int, str, str]:
+        argv = ["-m", "ddp_gd.train", "--bitwise", "--out", str(tmp_path / out), *options]
+        job = run_job(workers, argv, launcher)
+        return job.returncode, job.stdout.splitlines()[-1] if job.stdout else "", job.stderr
+
+    saved = ["--checkpoint", str(tmp_path / "saved")]
+    code, whole, error = run(1, "python", "whole", "--epochs", "4", "--seed", "2")
+    assert code == 0, error
+    code, _, error = run(2, "horovodrun", "part", "--epochs", "2", "--seed", "2", *saved)
+    assert code == 0, error
+    code, ended, error = run(1, "python", "rest", "--epochs", "4", "--resume", *saved)
+    assert (code, ended) == (0, whole), error
+    histories = [(tmp_path / out / "history.csv").read_bytes() for out in ("whole", "rest")]
+    assert histories[0] == histories[1]
+    assert len(list(csv.reader(histories[0].decode().splitlines()))) == 5
