@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import replicas
+from . import bits, replicas
 from .checkpoint import Checkpoint, Folder, parse
 from .comm.base import Communicator
 from .errors import CheckpointError, ConfigError, MismatchError
@@ -42,7 +43,8 @@ class Snapshot:
         position: where to go on.
         seed: of the order of rows.
         stopped: whether a callback ended the training there.
-        facts: what the training was given, see `replicas.facts`.
+        facts: what the training was given, see `replicas.require_same`.
+        bits: what its bits depend on.
         logs: the last ones.
         history: Keras's `History.history` so far, and its `epoch`.
         callbacks: class name and changed attributes of each callback.
@@ -53,6 +55,7 @@ class Snapshot:
     seed: int
     stopped: bool
     facts: Mapping[str, str]
+    bits: Mapping[str, str]
     logs: Mapping[str, Any]
     history: Mapping[str, Any]
     callbacks: list[tuple[str, dict[str, Any]]]
@@ -64,17 +67,22 @@ class Snapshot:
         Raises:
             MismatchError: what differs, and both values.
         """
-        mine, theirs = _comparable(facts), _comparable(self.facts)
-        differences = [
-            f"{name}: the checkpoint has {theirs.get(name)!r}, this training {mine.get(name)!r}"
-            for name in sorted({*mine, *theirs})
-            if mine.get(name) != theirs.get(name)
-        ]
-        if differences:
+        if differences := _differences(_comparable(self.facts), _comparable(facts)):
             raise MismatchError(
-                f"The checkpoint is of another training. {'; '.join(differences)}. Train on the "
-                "same data with the same model and settings (only the number of workers and of "
-                "epochs may differ), or begin again in an empty folder."
+                f"The checkpoint is of another training. {differences}. Train on the same data "
+                "with the same model and settings (only the number of workers and of epochs may "
+                "differ), or begin again in an empty folder."
+            )
+
+    def warn_of_other_bits(self) -> None:
+        """Say where the training was begun on something that gives other bits."""
+        # Threads come and go with the number of workers.
+        saved, mine = ({**f, "intra-op threads": ""} for f in (self.bits, bits.facts()))
+        if differences := _differences(saved, mine):
+            warnings.warn(
+                f"The training goes on elsewhere than it began, equal to rounding only: "
+                f"{differences}. (With bitwise=True this would be an error.)",
+                stacklevel=3,
             )
 
     def restore(self, model: keras.Model, hooks: Hooks) -> None:
@@ -160,7 +168,7 @@ class Saver:
         self._folder = Folder(checkpoint.directory)
         self._model = model
         self._hooks = hooks
-        self._fixed = {"format": _FORMAT, "facts": dict(facts), "seed": seed}
+        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits.facts(), "seed": seed}
         self._steps = steps
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
         self._writing: Future[Path] | None = None
@@ -252,6 +260,14 @@ def _comparable(facts: Mapping[str, str]) -> dict[str, str]:
             comparable[name] = re.sub(r"^\S*/", "", comparable[name])
     comparable["model"] = comparable["model"].split()[0]
     return comparable
+
+
+def _differences(saved: Mapping[str, str], mine: Mapping[str, str]) -> str:
+    return "; ".join(
+        f"{name}: the checkpoint has {saved.get(name)!r}, this training {mine.get(name)!r}"
+        for name in sorted({*mine, *saved})
+        if mine.get(name) != saved.get(name)
+    )
 
 
 def _encoded(value: Any) -> Any:

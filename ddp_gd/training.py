@@ -116,6 +116,8 @@ def fit(
     facts = replicas.require_same(communicator, model, arrays, settings)
     if saved is not None:
         saved.require_same(facts)
+        if communicator.rank == 0:
+            saved.warn_of_other_bits()
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
     loop = _loop(communicator, model, arrays, plan, training=True)

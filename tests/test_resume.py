@@ -14,7 +14,9 @@ from jobs import run_job
 from programs.cases import features, sequential
 
 import ddp_gd
+from ddp_gd import bits
 from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
+from ddp_gd.snapshot import Position, Snapshot
 
 # Keras's own code, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -156,6 +158,20 @@ def test_another_training_is_refused(options: dict, quoted: str, tmp_path: Path)
     with pytest.raises(MismatchError, match=quoted):
         train(tmp_path, **options)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_another_machine_is_told(tmp_path: Path) -> None:
+    """Where the bits would be others: a warning, in bitwise mode, where they count, an error."""
+    train(tmp_path, seed=7, epochs=1)
+    facts = bits.facts()
+    other = {**facts, "processor": "another one"}
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(bits, "facts", lambda: other)
+        with pytest.warns(UserWarning, match=r"processor: the checkpoint has .*'another one'"):
+            train(tmp_path, epochs=2)
+    snapshot = Snapshot(Position(1, 0), 7, False, {"model": "A", **facts}, facts, {}, {}, [], {})
+    with pytest.raises(MismatchError, match=r"processor: the checkpoint has .*'another one'"):
+        snapshot.require_same({"model": "A", **other})
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
