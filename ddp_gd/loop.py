@@ -90,19 +90,31 @@ class Loop:
             yield first, stop
             first, stop = following
 
-    def run(self, first: int, stop: int) -> None:
+    def run(self, first: int, stop: int, ask_to_stop: bool = False) -> tuple[int, bool]:
         """Make the steps `first` to `stop - 1`, those that `calls` gave last.
+
+        Args:
+            first: the first one.
+            stop: the first one that is not made.
+            ask_to_stop: let all workers stop after this step, or one that they are just making.
+
+        Returns:
+            The first step that was not made, the same on every worker if any asked to stop; and
+            whether one did.
 
         Raises:
             NumericsError: on every worker, after the first step whose loss is not finite.
         """
         assert self._reading is not None
         shares, rows = self._reading()
+        if ask_to_stop:
+            self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
         result = self.steps.run(rows, shares)
         if not result.finite.numpy():
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)
+        return first + int(result.steps), bool(result.stop)
 
     def _call_from(self, first: int) -> tuple[int, int]:
         """The steps of the call that begins with step `first`; none after the last one."""

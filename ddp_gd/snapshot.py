@@ -34,6 +34,9 @@ class Position(NamedTuple):
     epoch: int
     step: int
 
+    def __str__(self) -> str:
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
@@ -173,6 +176,12 @@ class Saver:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
         self._writing: Future[Path] | None = None
         self._last = time.monotonic()
+
+    def save(self, position: Position, logs: Mapping[str, Any]) -> Path:
+        """Save now, and return the file when it is on the disk."""
+        self._save(position, logs)
+        assert self._writing is not None
+        return self._writing.result()
 
     def step_ended(self, position: Position, logs: Mapping[str, Any]) -> None:
         """Save if it is time to, at `position`."""

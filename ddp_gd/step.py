@@ -39,6 +39,7 @@ class Sums(NamedTuple):
     gradients: list[Tensor]  # d loss / d w, for each w that the loss depends on
     state: list[Tensor]  # the new values of other variables that a forward pass changes
     metrics: list[Tensor]  # what the rows add to the metrics' states
+    stop: Tensor  # scalar, above 0 where a worker was asked to stop
 
 
 class Pieces(NamedTuple):
@@ -56,6 +57,7 @@ class StepResult(NamedTuple):
     steps: Tensor  # int32 scalar: how many were made
     finite: Tensor  # bool scalar: whether the last one's loss was
     share_finite: Tensor  # bool scalar: whether this worker's part of it was
+    stop: Tensor  # bool scalar: whether some worker was asked to stop
 
 
 class Steps:
@@ -98,6 +100,8 @@ class Steps:
         else:
             size = micro_batch_size or (tf.int32.max if empty_shares else None)
             self._reduce = AllReduce(communicator, size)
+        # 1 asks all workers to stop after the step in which they see it, all the same one.
+        self.ask_to_stop = tf.Variable(0.0, trainable=False, name="ddp_gd_ask_to_stop")
         self._apply: Callable[[Sums, Pieces], None] = self._update
         self._trace = isolated if bitwise_lanes else _inlined
         number = tf.TensorSpec([], tf.int32)
@@ -106,7 +110,13 @@ class Steps:
         if self.splits:
             self._count = self._trace(self._micro_batch_denominators, state, signature.specs)
         self._sum = self._trace(
-            self._micro_batch_sums, state, signature.specs, number, number, totals
+            self._micro_batch_sums,
+            state,
+            signature.specs,
+            number,
+            number,
+            totals,
+            tf.TensorSpec([], tf.float32),
         )
         if self.splits:
             bits.require_tracked_state(self._sum)
@@ -121,7 +131,8 @@ class Steps:
         self._runs: dict[int, Any] = {}
 
     def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
-        """Make the steps of `shares`, or stop after the first whose loss is not finite.
+        """Make the steps of `shares`, or stop after the first whose loss is not finite, or in
+        which some worker was asked to stop.
 
         Args:
             rows: this worker's rows of all these steps, one step after the other.
@@ -169,26 +180,25 @@ class Steps:
     ) -> StepResult:
         """Loop over the steps. The tensors are those of `Shares`."""
 
-        def one(step: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def one(step: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             share = [array[offsets[step] : offsets[step + 1]] for array in rows]
-            finite, own_finite = self._step(count, share, batch_rows[step], micro_batches[step])
-            return step + 1, finite, own_finite
+            return step + 1, *self._step(count, share, batch_rows[step], micro_batches[step])
 
         # parallel_iterations=1: no step's collectives may overtake those of the step before.
         return StepResult(
             *tf.while_loop(
-                lambda step, finite, _: finite & (step < tf.size(batch_rows)),
+                lambda step, finite, _, stop: finite & ~stop & (step < tf.size(batch_rows)),
                 one,
-                (tf.constant(0), tf.constant(True), tf.constant(True)),
+                (tf.constant(0), tf.constant(True), tf.constant(True), tf.constant(False)),
                 parallel_iterations=1,
             )
         )
 
     def _step(
         self, count: int, share: list[Tensor], batch_rows: Tensor, first: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """THE step: this worker's sums, their reduction over all workers, the update."""
-        state = self.state.read()
+        state, ask = self.state.read(), self.ask_to_stop.read_value()
         totals = tf.zeros(len(self.losses))
         if self.splits and self._count.structured_outputs[0] is not None:
             totals, _, _ = self._reduce(
@@ -196,7 +206,7 @@ class Steps:
             )
         sums, pieces, own = self._reduce(
             self._sum,
-            lambda rows, number: (state, rows, batch_rows, number, totals),
+            lambda rows, number: (state, rows, batch_rows, number, totals, ask),
             share,
             first,
             count,
@@ -205,7 +215,7 @@ class Steps:
             self._apply(sums, pieces)
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
-        return tf.math.is_finite(sums.loss), tf.math.is_finite(own.loss)
+        return tf.math.is_finite(sums.loss), tf.math.is_finite(own.loss), sums.stop > 0
 
     def _micro_batch_sums(
         self,
@@ -214,6 +224,7 @@ class Steps:
         batch_rows: Tensor,
         number: Tensor,
         totals: Tensor,
+        ask: Tensor,
     ) -> tuple[Sums, Pieces]:
         """Forward and backward through one micro-batch: its part of every sum.
 
@@ -223,6 +234,7 @@ class Steps:
             batch_rows: rows of the global mini-batch.
             number: of the micro-batch within the global mini-batch.
             totals: denominators of the whole global mini-batch, see `losses.py`.
+            ask: 1 if this worker was asked to stop, else 0.
         """
         model = self.model
         x, y, sample_weight = self.signature.unpack(rows)
@@ -249,7 +261,7 @@ class Steps:
             if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
         ]
         return (
-            Sums(loss, losses, dense, new_state, metrics),
+            Sums(loss, losses, dense, new_state, metrics, tf.identity(ask)),
             Pieces([g.indices for g in slices], [g.values for g in slices]),
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from .checkpoint import Checkpoint
 from .comm.base import Communicator
 from .errors import ConfigError, DataError
 from .hooks import Hooks
+from .interrupts import Interrupts
 from .loop import Loop
 from .plan import Plan
 from .snapshot import Position, Saver
@@ -152,39 +155,65 @@ def fit(
             epochs = start.epoch
     if tracer is not None:
         tracer.write_start()
-    for epoch in range(start.epoch, epochs):
-        model.reset_metrics()
-        hooks.callbacks.on_epoch_begin(epoch)
-        first_step = 0
-        if saved is not None and epoch == start.epoch and start.step > 0:
-            # Once more: the metrics and what callbacks did at the beginning of the epoch.
-            saved.restore(model, hooks)
-            first_step, logs = start.step, _logs(model)
-        pause_every = checkpoint.every_steps if saver is not None and checkpoint else None
-        for first, stop in loop.calls(epoch, hooks.every_step, first_step, pause_every):
-            hooks.callbacks.on_train_batch_begin(first)
-            loop.run(first, stop)
-            logs = _logs(model)
-            hooks.callbacks.on_train_batch_end(stop - 1, logs)
-            if hooks.want_to_stop():
-                break
+    with Interrupts(active=checkpoint is not None) as interrupts:
+        for epoch in range(start.epoch, epochs):
+            model.reset_metrics()
+            hooks.callbacks.on_epoch_begin(epoch)
+            first_step = 0
+            if saved is not None and epoch == start.epoch and start.step > 0:
+                # Once more: the metrics and what callbacks did at the beginning of the epoch.
+                saved.restore(model, hooks)
+                first_step, logs = start.step, _logs(model)
+            pause_every = checkpoint.every_steps if saver is not None and checkpoint else None
+            for first, stop in loop.calls(epoch, hooks.every_step, first_step, pause_every):
+                hooks.callbacks.on_train_batch_begin(first)
+                stop, asked = loop.run(first, stop, interrupts.received is not None)
+                logs = _logs(model)
+                hooks.callbacks.on_train_batch_end(stop - 1, logs)
+                if asked:
+                    _leave(communicator, interrupts, saver, Position(epoch, stop), logs)
+                if hooks.want_to_stop():
+                    break
+                if saver is not None:
+                    saver.step_ended(Position(epoch, stop), logs)
+            if validation_loop is not None and _is_due(epoch, validation_freq):
+                validation_logs = _evaluate(model, validation_loop, hooks)
+                logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+            hooks.callbacks.on_epoch_end(epoch, logs)
+            replicas.check(communicator, model, epoch)
+            stop_training = replicas.any_worker(communicator, model.stop_training)
             if saver is not None:
-                saver.step_ended(Position(epoch, stop), logs)
-        if validation_loop is not None and _is_due(epoch, validation_freq):
-            validation_logs = _evaluate(model, validation_loop, hooks)
-            logs |= {f"val_{name}": value for name, value in validation_logs.items()}
-        hooks.callbacks.on_epoch_end(epoch, logs)
-        replicas.check(communicator, model, epoch)
-        stop_training = replicas.any_worker(communicator, model.stop_training)
-        if saver is not None:
-            last = stop_training or epoch == epochs - 1
-            saver.epoch_ended(epoch, logs, last=last, stop=stop_training)
-        if stop_training:
-            break
+                last = stop_training or epoch == epochs - 1
+                saver.epoch_ended(epoch, logs, last=last, stop=stop_training)
+            if stop_training:
+                break
+            if checkpoint and replicas.any_worker(communicator, interrupts.received is not None):
+                _leave(communicator, interrupts, saver, Position(epoch + 1, 0), logs)
     if epochs > 0:
         model.optimizer.finalize_variable_values(model.trainable_weights)
     hooks.callbacks.on_train_end(logs)
     return model.history
+
+
+def _leave(
+    communicator: Communicator,
+    interrupts: Interrupts,
+    saver: Saver | None,
+    position: Position,
+    logs: dict[str, Any],
+) -> NoReturn:
+    """End all workers after the same step, when rank 0 has saved it."""
+    by_hand = replicas.any_worker(communicator, interrupts.received == signal.SIGINT)
+    if saver is not None:
+        path = saver.save(position, logs)
+        sys.stderr.write(
+            f"ddp_gd: stopped by {'SIGINT' if by_hand else 'SIGTERM'} after {position}; saved in "
+            f"{path}. Go on with resume.\n"
+        )
+    communicator.barrier()
+    if by_hand and communicator.size == 1:
+        raise KeyboardInterrupt
+    sys.exit(128 + (signal.SIGINT if by_hand else signal.SIGTERM))
 
 
 def evaluate(

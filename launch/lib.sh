@@ -75,6 +75,9 @@ export_job_settings() {
     # A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
     # from the computation of its own worker.
     export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle-1}
+    # mpirun, when it is asked to stop, waits so many seconds, asks its workers to stop, waits as
+    # long again, and kills them: time to save the training, and 5 s are not passed.
+    export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout-2}
     # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
     export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe-1}
     export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT-1}

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 # A module imports only from lines above its own; those of one line don't import each other.
 ORDER = """
-errors tree cores
+errors tree cores interrupts
 config
 plan split data progress bits checkpoint
 comm.base comm.environment

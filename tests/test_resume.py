@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,24 @@ EPOCHS = 6
 ENDS_AFTER = (
     5  # epochs: EarlyStopping remembers, from before the stop, that its patience is used up
 )
+
+
+class Signalled(keras.callbacks.Callback):
+    """Sends this process a signal after so many steps, or epochs."""
+
+    def __init__(self, number: signal.Signals, steps: int = 0, epochs: int = 0):
+        super().__init__()
+        self.number, self.steps, self.epochs = number, steps, epochs
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            os.kill(os.getpid(), self.number)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.epochs -= 1
+        if self.epochs == 0:
+            os.kill(os.getpid(), self.number)
 
 
 class Stopped(keras.callbacks.Callback):
@@ -95,6 +115,32 @@ def test_stopped_after_any_step(steps: int, tmp_path: Path, never_stopped: tuple
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, Stopped(steps=steps), seed=7)
     assert left(*train(tmp_path, seed=7 if steps == 1 else None)) == never_stopped
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "made"),
+    [
+        # The step after the one in which the signal came is the last.
+        ("SIGTERM", {"steps": 3}, "step 2 of epoch 2"),
+        ("SIGINT", {"steps": 4}, "epoch 2"),
+        ("SIGTERM", {"steps": 2}, "epoch 1"),
+        ("SIGTERM", {"epochs": 3}, "epoch 3"),
+        ("SIGTERM", {"steps": 1, "epochs": 0}, "step 2 of epoch 1"),
+    ],
+)
+def test_stopped_by_a_signal(
+    number: str, when: dict, made: str, tmp_path: Path, never_stopped: tuple, capsys
+) -> None:
+    """The step is finished and saved, the exit status says what it was, and it can go on."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit if number == "SIGTERM" else KeyboardInterrupt) as ended:
+        train(tmp_path, Signalled(signal.Signals[number], **when), seed=7, every={})
+    if number == "SIGTERM":
+        assert ended.value.code == 143
+    said = capsys.readouterr().err
+    assert said.startswith(f"ddp_gd: stopped by {number} after {made}; saved in {tmp_path}")
+    assert left(*train(tmp_path, every={})) == never_stopped
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("every", [{}, {"every_seconds": 1e-9}, {"every_steps": 5}])
@@ -213,14 +259,14 @@ def test_a_disk_that_fails_ends_the_training(
 
 
 def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
-    """Killed at 2 workers, killed again at 3, ended at 1: the same bits as never killed."""
+    """Killed at 2 workers, asked to stop at 3, ended at 1: the same bits as never stopped."""
 
     def run(out: str, workers: int, launcher: str, *killed: str, backend: str = "auto") -> int:
         argv = [PROGRAM, str(tmp_path / out), str(tmp_path / "saved"), *killed]
         return run_job(workers, argv, launcher, {"BACKEND": backend}).returncode
 
-    assert run("killed", 2, "horovodrun", "1", "11") != 0
-    assert run("killed", 3, "mpirun", "0", "15", backend="mpi") != 0
+    assert run("killed", 2, "horovodrun", "1", "11", "SIGKILL") != 0
+    assert run("killed", 3, "mpirun", "2", "15", "SIGTERM", backend="mpi") == 143
     assert not (tmp_path / "killed").exists()
     assert run("resumed", 1, "python") == 0
     (tmp_path / "saved").rename(tmp_path / "other")

@@ -1,8 +1,9 @@
 """A training that saves itself, in bitwise mode; rank 0 writes how it ended as JSON.
 
-    python resumed.py OUT.json FOLDER [RANK STEP]
+    python resumed.py OUT.json FOLDER [RANK STEP SIGNAL]
 
-It goes on with what FOLDER holds. With RANK and STEP that worker is killed after so many steps.
+It goes on with what FOLDER holds. With RANK, STEP and SIGNAL that worker gets the signal after so
+many steps.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from keras import layers
 import ddp_gd
 
 
-class Killed(keras.callbacks.Callback):
-    """Ends this process after so many steps, as a machine that fails would.
+class Signalled(keras.callbacks.Callback):
+    """Sends this process a signal after so many steps.
 
     Before, it waits for the checkpoint files to be as many as they will be: a file that is still
     being written is lost, which is right, but not the same each time.
     """
 
-    def __init__(self, steps: int, folder: Path):
+    def __init__(self, steps: int, number: signal.Signals, folder: Path):
         super().__init__()
         self.left = steps
+        self.number = number
         self.folder = folder
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -40,7 +42,7 @@ class Killed(keras.callbacks.Callback):
         if self.left == 0:
             while not any(self.folder.glob("*.safetensors")):
                 time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def build() -> keras.Model:
@@ -96,7 +98,7 @@ def main() -> None:
     ddp_gd.init(os.environ.get("BACKEND", "auto"), bitwise=True)
     folder, more = Path(sys.argv[2]), []
     if sys.argv[3:] and int(sys.argv[3]) == ddp_gd.rank():
-        more = [Killed(int(sys.argv[4]), folder)]
+        more = [Signalled(int(sys.argv[4]), signal.Signals[sys.argv[5]], folder)]
     left = train(folder, more)
     if ddp_gd.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(left))
