@@ -54,7 +54,7 @@ def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]
         (4, "horovodrun", "auto", FEW[:2]),
         (2, "mpirun", "mpi", [*FEW, "training_lstm_masked_adam"]),
         # In pieces, on other threads and in another order, but the same update.
-        (2, "horovodrun", "auto,bitwise", [*FEW[:3], *TRAININGS[1::4]]),
+        (2, "horovodrun", "auto,bitwise", [*FEW[:2], *TRAININGS[1::5]]),
     ],
 )
 def test_a_job_trains_as_keras_does(np: int, launcher: str, backend: str, cases: list[str]) -> None:
@@ -74,7 +74,7 @@ def test_a_job_behaves(np: int, launcher: str, backend: str, tmp_path: Path) -> 
 
 def test_the_same_behaviour_on_mpi(tmp_path: Path) -> None:
     """The mpi backend refuses, stops and repeats as Horovod's does."""
-    names = ["same_everywhere", "batches", "stopping", "not_a_number", "mismatches", "parted"]
+    names = ["stopping", "not_a_number", "mismatches", "parted"]
     job = _run(2, "mpirun", "programs.behaviour", "mpi", str(tmp_path), *names)
     assert job.returncode == 0, job.stderr
     assert [name for name in names if f"passed: {name}" not in job.stdout] == []

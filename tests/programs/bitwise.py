@@ -1,10 +1,10 @@
 """Trains the models that bitwise mode must get right; rank 0 writes what each left as JSON.
 
-    python bitwise.py OUT.json [few|most|all]
+    python bitwise.py OUT.json [three|few|most|all]
 
-`few` gives each model one optimizer and one batch size, `most` each model every optimizer and every
-batch size once, `all` every combination. The backend comes from the variable BACKEND, inter-op
-threads from TF_NUM_INTEROP_THREADS.
+`few` gives each model one optimizer and one batch size, `three` those of three models, `most` each
+model every optimizer and every batch size once, `all` every combination. The backend comes from the
+variable BACKEND, inter-op threads from TF_NUM_INTEROP_THREADS.
 """
 
 import hashlib
@@ -157,7 +157,8 @@ def cases(which):
             for other, batch in enumerate(BATCHES):
                 few = place == number % len(OPTIMIZERS) and other == number % len(BATCHES)
                 most = other == (number + place) % len(BATCHES)
-                if {"few": few, "most": most, "all": True}[which]:
+                three = few and number % 3 == 0
+                if {"three": three, "few": few, "most": most, "all": True}[which]:
                     yield f"{model}; {optimizer}; {batch}", model, optimizer, batch
 
 
