@@ -59,7 +59,7 @@ class Snapshot:
     stopped: bool
     facts: Mapping[str, str]
     bits: Mapping[str, str]
-    logs: Mapping[str, Any]
+    logs: dict[str, Any]
     history: Mapping[str, Any]
     callbacks: list[tuple[str, dict[str, Any]]]
     arrays: dict[str, np.ndarray]
@@ -141,7 +141,9 @@ def load(communicator: Communicator, checkpoint: Checkpoint) -> Snapshot | None:
             f"The checkpoint has another format than {_FORMAT}, which this version of ddp_gd "
             "reads. Go on with the version that wrote it."
         )
-    return Snapshot(arrays=arrays, **header | {"position": Position(*header["position"])})
+    header["position"] = Position(*header["position"])
+    header["logs"] = {name: _decoded(value) for name, value in header["logs"].items()}
+    return Snapshot(arrays=arrays, **header)
 
 
 class Saver:

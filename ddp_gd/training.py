@@ -149,7 +149,7 @@ def fit(
     start = Position(first_epoch, 0)
     logs: dict[str, float] = {}
     if saved is not None:
-        start, logs = saved.position, dict(saved.logs)
+        start, logs = saved.position, saved.logs
         saved.restore(model, hooks)
         if saved.stopped:
             epochs = start.epoch
@@ -174,7 +174,7 @@ def fit(
                     _leave(communicator, interrupts, saver, Position(epoch, stop), logs)
                 if hooks.want_to_stop():
                     break
-                if saver is not None:
+                if saver is not None and stop < plan.steps:
                     saver.step_ended(Position(epoch, stop), logs)
             if validation_loop is not None and _is_due(epoch, validation_freq):
                 validation_logs = _evaluate(model, validation_loop, hooks)
