@@ -9,7 +9,7 @@
     ├── LaunchError     (RuntimeError)     the processes of the job do not find each other
     ├── MismatchError   (RuntimeError)     a worker was given something other than rank 0
     ├── ReplicaError    (RuntimeError)     the workers' copies of the model parted
-    ├── NumericsError   (ArithmeticError)  the loss is no longer a finite number
+    ├── NumericsError   (ArithmeticError)  loss or gradient are no longer finite numbers
     └── CheckpointError (RuntimeError)     a checkpoint can't be written, read or continued
 
 Each also is the built-in exception in brackets, so code that catches those keeps working. A message
@@ -46,7 +46,7 @@ class ReplicaError(DdpGdError, RuntimeError):
 
 
 class NumericsError(DdpGdError, ArithmeticError):
-    """The loss is NaN or infinite."""
+    """The loss or its gradient is NaN or infinite."""
 
 
 class CheckpointError(DdpGdError, RuntimeError):

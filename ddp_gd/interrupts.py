@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT while a training runs: the step is finished and saved before the end."""
+"""SIGTERM, SIGUSR1 and SIGINT while a training runs: the step is finished and saved first.
+
+SIGUSR1 because mpirun and srun hand it on to the workers, and do nothing else; SIGTERM they take as
+the order to end the job, and give it little time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupts:
@@ -19,16 +23,17 @@ class Interrupts:
             nothing changes either.
 
     Attributes:
+        active: whether signals are awaited, the same on every worker.
         received: the signal's number, or None.
     """
 
     def __init__(self, active: bool):
         self.received: int | None = None
-        self._active = active and threading.current_thread() is threading.main_thread()
+        self.active = active
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        if self._active:
+        if self.active and threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                     self._before[number] = signal.signal(number, self._note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,7 +52,7 @@ class Loop:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_reader")
         self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
-        self._pause_every: int | None = None
+        self._pauses: list[int] = []
         self._steps_per_call = 1
         self._measured = False
         first = plan.shares(0, 1, communicator.rank, communicator.size)
@@ -66,7 +66,7 @@ class Loop:
         return self._plan.steps
 
     def calls(
-        self, epoch: int, every_step: bool = False, first: int = 0, pause_every: int | None = None
+        self, epoch: int, every_step: bool = False, first: int = 0, pauses: Iterable[int] = ()
     ) -> Iterator[tuple[int, int]]:
         """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
 
@@ -74,11 +74,11 @@ class Loop:
             epoch: counted from 0.
             every_step: one step each, for callbacks that want to see them.
             first: the step to begin with.
-            pause_every: end a run after every so many steps, counted from the first epoch on.
+            pauses: end a run after every so many steps, counted from the first epoch on.
         """
         self._epoch = epoch
         order = Order(self._plan, epoch)
-        self._pause_every = 1 if every_step else pause_every
+        self._pauses = [1] if every_step else list(pauses)
         first, stop = self._call_from(first)
         if first == stop:
             return
@@ -103,14 +103,20 @@ class Loop:
             whether one did.
 
         Raises:
-            NumericsError: on every worker, after the first step whose loss is not finite.
+            NumericsError: on every worker, after the first step whose loss or gradient is not
+                finite.
         """
         assert self._reading is not None
         shares, rows = self._reading()
         if ask_to_stop:
             self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
-        result = self.steps.run(rows, shares)
+        attendance = self._communicator.attendance
+        part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
+        attendance.where = f"steps {first + 1} to {stop} of {part}"
+        with attendance.join(stop - first):
+            result = self.steps.run(rows, shares)
+            attendance.done += int(result.steps)
         if not result.finite.numpy():
             self._report(first + int(result.steps) - 1, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)
@@ -120,9 +126,9 @@ class Loop:
         """The steps of the call that begins with step `first`; none after the last one."""
         steps = self._plan.steps
         stop = min(first + self._steps_per_call, steps)
-        if self._pause_every is not None:
-            made = self._epoch * steps + first
-            stop = min(stop, first + self._pause_every - made % self._pause_every)
+        made = self._epoch * steps + first
+        for every in self._pauses:
+            stop = min(stop, first + every - made % every)
         if stop == steps and first < (last := stop - 1):
             sizes = self._plan.step_rows(first), self._plan.step_rows(last)
             stop = stop if self.steps.same_graph(*sizes) else last
@@ -164,8 +170,8 @@ class Loop:
             if not finite
         )
         raise NumericsError(
-            f"The loss is NaN or infinite in epoch {self._epoch + 1}, step {step + 1} of "
-            f"{self._plan.steps}, on {blame or 'no single worker: only the sum is'}. Every worker "
-            "stopped after this step. Look for NaN or very large values in those rows, lower the "
-            "learning rate, or clip the gradient (global_clipnorm)."
+            f"The loss or its gradient is NaN or infinite in epoch {self._epoch + 1}, step "
+            f"{step + 1} of {self._plan.steps}, on {blame or 'no single worker: only the sum is'}. "
+            "Every worker stopped after this step. Look for NaN or very large values in those "
+            "rows, lower the learning rate, or clip the gradient (global_clipnorm)."
         )

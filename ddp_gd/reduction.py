@@ -9,7 +9,6 @@ number of micro-batches alone: equal to the last bit. Several micro-batches are 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -56,7 +55,7 @@ class AllReduce:
 
     def __call__(
         self, function: Function, arguments: Arguments, share: list[Tensor], first: Tensor, _: int
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, Any, list[tuple[Any, Any]]]:
         """Sum `function(*arguments(rows, number))` over the micro-batches of all workers.
 
         Args:
@@ -66,17 +65,19 @@ class AllReduce:
             first: number of its first micro-batch.
 
         Returns:
-            The sums and pieces of all workers, and this worker's own sums.
+            The sums and pieces of all workers, and this worker's own: a list of sums and pieces,
+            whose sum was its part.
         """
         if self._size is None:
             sums, pieces = function(*arguments(share, first))
         else:
             sums, pieces = self._loop(function, arguments, share, first, self._size)
+        own = [(sums, pieces)]
         if self._communicator.size == 1:
-            return sums, pieces, sums
+            return sums, pieces, own
         added = self._communicator.allreduce_sum(tf.nest.flatten(sums))
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(sums, added), joined, sums
+        return tf.nest.pack_sequence_as(sums, added), joined, own
 
     def _loop(
         self,
@@ -140,7 +141,7 @@ class CanonicalTree:
         share: list[Tensor],
         first: Tensor,
         micro_batches: int,
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, Any, list[tuple[Any, Any]]]:
         """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
         rank, size = self._communicator.rank, self._communicator.size
         owned = [
@@ -148,21 +149,17 @@ class CanonicalTree:
         ]
         begin, _ = block(micro_batches, size, rank)
         worker = _Worker(function, arguments, share, begin, self._size, self._lanes)
-        results = [worker.node(node, micro_batches) for node in owned[rank]]
-        own = [sums for sums, _ in results]
+        own = [worker.node(node, micro_batches) for node in owned[rank]]
         specs = function.structured_outputs
-        pieces = _join([pieces for _, pieces in results]) if results else None
+        pieces = _join([pieces for _, pieces in own]) if own else None
         if pieces is None:
             pieces = tf.nest.map_structure(_no_rows, specs[1])
         if size == 1:
-            return own[0], pieces, own[0]
-        total = tf.nest.pack_sequence_as(
-            specs[0], self._finish(own, tf.nest.flatten(specs[0]), owned, micro_batches)
-        )
+            return own[0][0], pieces, own
+        sums = [sums for sums, _ in own]
+        total = self._finish(sums, tf.nest.flatten(specs[0]), owned, micro_batches)
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        if not own:
-            return total, joined, tf.nest.map_structure(tf.zeros_like, total)
-        return total, joined, functools.reduce(_add, own)
+        return tf.nest.pack_sequence_as(specs[0], total), joined, own
 
     def _finish(
         self, own: list[Any], specs: list[Any], owned: list[list[tree.Node]], micro_batches: int

@@ -108,8 +108,13 @@ def synchronize(communicator: Communicator, model: keras.Model) -> None:
         variable.assign(value)
 
 
-def check(communicator: Communicator, model: keras.Model, epoch: int) -> None:
+def check(communicator: Communicator, model: keras.Model, when: str) -> None:
     """Compare the workers' copies of the model and the optimizer, bit for bit.
+
+    Args:
+        communicator: the workers.
+        model: its copy on this worker.
+        when: what has just been made, "epoch 3".
 
     Raises:
         ReplicaError: on every worker, naming the ranks that differ from the others.
@@ -124,7 +129,7 @@ def check(communicator: Communicator, model: keras.Model, epoch: int) -> None:
     if parted:
         names = ", ".join(map(str, parted))
         raise ReplicaError(
-            f"After epoch {epoch + 1} the model or optimizer of rank {names} no longer has the "
+            f"After {when} the model or optimizer of rank {names} no longer has the "
             "same bits as the others'. Its weights can't be trusted: a callback that changes "
             "weights on some workers only, or a memory error. Start again from the last checkpoint."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import os
@@ -23,8 +25,9 @@ import tensorflow as tf
 
 from ddp_gd import cores
 from ddp_gd.comm import Communicator, open_communicator
-from ddp_gd.comm.environment import launch
+from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError
+from ddp_gd.watch import Report, Watch, stall_seconds
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,17 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
     started = launch()
     if started.size > 1:
         # Until the backend is up its launcher ends the other workers when one exits with an error.
-        _end_job_on_exception(started.rank, started.size, os._exit)
+        _end_job_on_exception(started.rank, functools.partial(_wait_for_lower, started), os._exit)
+    limit = stall_seconds()
     communicator = open_communicator(backend)
     if communicator.size > 1:
-        _end_job_on_exception(communicator.rank, communicator.size, communicator.abort)
+        speaks: Callable[[], bool] = functools.partial(_wait_for_lower, communicator)
+        if (board := communicator.open_board(len(Report._fields))) is not None:
+            watch = Watch(communicator, board, limit)
+            watch.start()
+            atexit.register(watch.leave)
+            speaks = watch.fail
+        _end_job_on_exception(communicator.rank, speaks, communicator.abort)
     # Opening it ran no TensorFlow op; agreeing does.
     (_set_bitwise if bitwise else _set_default_threads)(communicator)
     agree(communicator, _program_facts(backend, bitwise))
@@ -231,29 +241,42 @@ def _user_set(kind: str) -> bool:
 # Failures
 
 
-def _end_job_on_exception(rank: int, size: int, abort: Callable[[int], object]) -> None:
+def _end_job_on_exception(
+    rank: int, speaks: Callable[[], bool], abort: Callable[[int], object]
+) -> None:
     """Let an exception that nobody catches on any worker end the job, and be shown once.
 
     A worker that just died would leave the others waiting in their next collective for ever.
-    `SystemExit` does not come here: to end the job from one worker alone, raise something else.
+    `SystemExit` does not come here; a worker that leaves alone is noticed by the others (watch.py).
+
+    Args:
+        rank: this worker's.
+        speaks: tells whether this worker should show its exception, or another one shows the same.
+        abort: ends the job.
     """
 
     def end_job(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        where = ""
-        if rank > 0:
-            # Rank 0 may have the same error: then it prints, and ends us while we sleep.
-            time.sleep(1 + rank / size)
-            where = f" (rank {rank} on {socket.gethostname()})"
-        if isinstance(error, DdpGdError) and os.environ.get("DDP_GD_TRACEBACK") != "1":
-            text = f"ddp_gd: error{where}: {error}\n"
+        if speaks():
+            where = f" (rank {rank} on {socket.gethostname()})" if rank > 0 else ""
+            if isinstance(error, DdpGdError) and os.environ.get("DDP_GD_TRACEBACK") != "1":
+                text = f"ddp_gd: error{where}: {error}\n"
+            else:
+                lines = "".join(traceback.format_exception(kind, error, trace))
+                text = f"ddp_gd: this ended the job{where}:\n{lines}"
+            sys.stdout.flush()
+            sys.stderr.write(text)  # in one piece: other workers write too
+            sys.stderr.flush()
         else:
-            lines = "".join(traceback.format_exception(kind, error, trace))
-            text = f"ddp_gd: this ended the job{where}:\n{lines}"
-        sys.stdout.flush()
-        sys.stderr.write(text)  # in one piece: other workers write too
-        sys.stderr.flush()
+            time.sleep(3)  # the launcher ends this worker, too
         abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
     sys.excepthook = end_job
+
+
+def _wait_for_lower(place: Launch | Communicator) -> bool:
+    """Give lower ranks the time to show the same error, and end us while we sleep."""
+    if place.rank > 0:
+        time.sleep(1 + place.rank / place.size)
+    return True

@@ -25,7 +25,7 @@ from .hooks import Hooks
 _FORMAT = 1
 _BYTES_PER_BROADCAST = 2**30
 # A training may be continued to another length.
-_MAY_DIFFER = ("epochs", "initial_epoch")
+_MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "terminate_on_nan")
 
 
 class Position(NamedTuple):

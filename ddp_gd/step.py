@@ -55,8 +55,8 @@ class StepResult(NamedTuple):
     """How a run of steps ended."""
 
     steps: Tensor  # int32 scalar: how many were made
-    finite: Tensor  # bool scalar: whether the last one's loss was
-    share_finite: Tensor  # bool scalar: whether this worker's part of it was
+    finite: Tensor  # bool scalar: whether the last one's loss and gradient were
+    share_finite: Tensor  # bool scalar: whether this worker's part of them was
     stop: Tensor  # bool scalar: whether some worker was asked to stop
 
 
@@ -72,6 +72,7 @@ class Steps:
         training: False for evaluation: no gradient, no update, layers in inference mode.
         bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
             `micro_batch_size`.
+        stop_on_nan: stop after a step whose loss or gradient isn't finite.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Steps:
         empty_shares: bool,
         training: bool,
         bitwise_lanes: int = 0,
+        stop_on_nan: bool = True,
     ):
         _require_keras_step(model)
         self.model = model
@@ -93,6 +95,7 @@ class Steps:
         self.losses = CompiledLosses(model, self.splits)
         self.state = ModelState(model, self.splits)
         self._micro_batch_size = micro_batch_size
+        self._stop_on_nan = stop_on_nan
         self._reduce: AllReduce | CanonicalTree
         if bitwise_lanes:
             assert micro_batch_size is not None
@@ -131,8 +134,8 @@ class Steps:
         self._runs: dict[int, Any] = {}
 
     def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
-        """Make the steps of `shares`, or stop after the first whose loss is not finite, or in
-        which some worker was asked to stop.
+        """Make the steps of `shares`, or stop after the first whose loss or gradient is not
+        finite, or in which some worker was asked to stop.
 
         Args:
             rows: this worker's rows of all these steps, one step after the other.
@@ -215,7 +218,21 @@ class Steps:
             self._apply(sums, pieces)
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
-        return tf.math.is_finite(sums.loss), tf.math.is_finite(own.loss), sums.stop > 0
+        if not self._stop_on_nan:
+            return tf.constant(True), tf.constant(True), sums.stop > 0
+        finite = self._is_finite([(sums, pieces)])
+        share_finite = tf.cond(finite, lambda: True, lambda: self._is_finite(own))
+        return finite, share_finite, sums.stop > 0
+
+    def _is_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
+        """Whether losses and gradients are. A sum tells of all its terms, and takes one pass."""
+        values = [sums.loss for sums, _ in parts]
+        if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            # That one looks for itself, and tries again with a smaller scale.
+            values += [g for sums, pieces in parts for g in (*sums.gradients, *pieces.values)]
+        wide = [tf.cast(v, tf.float32) if v.dtype.size < 4 else v for v in values]
+        sums_of_all = [tf.math.is_finite(tf.reduce_sum(value)) for value in wide]
+        return tf.reduce_all([tf.constant(True), *sums_of_all])
 
     def _micro_batch_sums(
         self,

@@ -21,7 +21,7 @@ from .hooks import Hooks
 from .interrupts import Interrupts
 from .loop import Loop
 from .plan import Plan
-from .snapshot import Position, Saver
+from .snapshot import Position, Saver, Snapshot
 from .split import train_validation_split
 from .step import Steps
 
@@ -45,6 +45,8 @@ def fit(
     micro_batch_size: int | None = None,
     seed: int | None = None,
     checkpoint: Checkpoint | None = None,
+    terminate_on_nan: bool = True,
+    check_every: int | None = None,
 ) -> keras.callbacks.History:
     """Train `model` as `model.fit` would, on all workers of the job together.
 
@@ -77,6 +79,10 @@ def fit(
         seed: of the order of rows, from 0 to 2**63 - 1; None draws one on rank 0 from NumPy's
             global generator.
         checkpoint: save the training, and go on with a saved one, see `Checkpoint`.
+        terminate_on_nan: stop all workers after the first step whose loss or gradient is NaN or
+            infinite; False goes on, as Keras does.
+        check_every: compare the workers' copies of the model and optimizer after every so many
+            updates, too, not only after every epoch.
 
     Returns:
         Keras's History, the same on every worker.
@@ -84,12 +90,16 @@ def fit(
     Raises:
         ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
         MismatchError: another worker was called with something else.
-        NumericsError: the loss is NaN or infinite.
-        ReplicaError: the workers' copies of the model differ after an epoch.
+        NumericsError: the loss or its gradient is NaN or infinite, unless `terminate_on_nan=False`.
+        ReplicaError: the workers' copies of the model differ.
         CheckpointError: a checkpoint can't be written or read.
     """
     communicator = runtime.communicator()
     _require_counts(epochs=epochs, initial_epoch=initial_epoch)
+    if check_every is not None and (
+        isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1
+    ):
+        raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
     if not isinstance(checkpoint, (Checkpoint, type(None))):
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
     saved = None if checkpoint is None else snapshot.load(communicator, checkpoint)
@@ -105,7 +115,13 @@ def fit(
         shuffle=shuffle,
         seed=replicas.shared_seed(communicator, seed) if shuffle else 0,
     )
-    settings = {"epochs": epochs, "initial_epoch": initial_epoch, "plan": plan}
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "initial_epoch": initial_epoch,
+        "check_every": check_every,
+        "terminate_on_nan": bool(terminate_on_nan),
+        "plan": plan,
+    }
     validation_batch_size = validation_batch_size or plan.batch_size
     if validate is not None:
         validation_arrays = Arrays(*validate)
@@ -123,14 +139,19 @@ def fit(
             saved.warn_of_other_bits()
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
-    loop = _loop(communicator, model, arrays, plan, training=True)
+    loop = _loop(communicator, model, arrays, plan, terminate_on_nan, training=True)
     if communicator.rank == 0 and communicator.size > 1 and plan.micro_batch_size is None:
         _warn_of_shares(loop.steps)
     validation_loop = None
     if validate is not None:
         # A validation batch is as large as a training batch: it may need the pieces, too.
         validation_loop = _evaluation_loop(
-            communicator, model, validation_arrays, validation_batch_size, micro_batch_size
+            communicator,
+            model,
+            validation_arrays,
+            validation_batch_size,
+            terminate_on_nan,
+            micro_batch_size,
         )
 
     tracer = None
@@ -146,74 +167,115 @@ def fit(
     # A callback may have restored a state, and with it the epoch to go on with, on rank 0.
     replicas.synchronize(communicator, model)
     first_epoch = replicas.from_rank_0(communicator, model._initial_epoch or initial_epoch)
-    start = Position(first_epoch, 0)
-    logs: dict[str, float] = {}
     if saved is not None:
-        start, logs = saved.position, saved.logs
         saved.restore(model, hooks)
-        if saved.stopped:
-            epochs = start.epoch
+        first_epoch = saved.position.epoch
+        epochs = first_epoch if saved.stopped else epochs
     if tracer is not None:
         tracer.write_start()
     with Interrupts(active=checkpoint is not None) as interrupts:
-        for epoch in range(start.epoch, epochs):
-            model.reset_metrics()
-            hooks.callbacks.on_epoch_begin(epoch)
-            first_step = 0
-            if saved is not None and epoch == start.epoch and start.step > 0:
-                # Once more: the metrics and what callbacks did at the beginning of the epoch.
-                saved.restore(model, hooks)
-                first_step, logs = start.step, _logs(model)
-            pause_every = checkpoint.every_steps if saver is not None and checkpoint else None
-            for first, stop in loop.calls(epoch, hooks.every_step, first_step, pause_every):
-                hooks.callbacks.on_train_batch_begin(first)
-                stop, asked = loop.run(first, stop, interrupts.received is not None)
-                logs = _logs(model)
-                hooks.callbacks.on_train_batch_end(stop - 1, logs)
-                if asked:
-                    _leave(communicator, interrupts, saver, Position(epoch, stop), logs)
-                if hooks.want_to_stop():
-                    break
-                if saver is not None and stop < plan.steps:
-                    saver.step_ended(Position(epoch, stop), logs)
-            if validation_loop is not None and _is_due(epoch, validation_freq):
-                validation_logs = _evaluate(model, validation_loop, hooks)
-                logs |= {f"val_{name}": value for name, value in validation_logs.items()}
-            hooks.callbacks.on_epoch_end(epoch, logs)
-            replicas.check(communicator, model, epoch)
-            stop_training = replicas.any_worker(communicator, model.stop_training)
-            if saver is not None:
-                last = stop_training or epoch == epochs - 1
-                saver.epoch_ended(epoch, logs, last=last, stop=stop_training)
-            if stop_training:
-                break
-            if checkpoint and replicas.any_worker(communicator, interrupts.received is not None):
-                _leave(communicator, interrupts, saver, Position(epoch + 1, 0), logs)
+        training = _Training(
+            communicator=communicator,
+            model=model,
+            hooks=hooks,
+            loop=loop,
+            validation_loop=validation_loop,
+            validation_freq=validation_freq,
+            saver=saver,
+            saved=saved,
+            interrupts=interrupts,
+            save_every=checkpoint.every_steps if saver is not None and checkpoint else None,
+            check_every=check_every,
+        )
+        logs = training.run(first_epoch, epochs)
     if epochs > 0:
         model.optimizer.finalize_variable_values(model.trainable_weights)
     hooks.callbacks.on_train_end(logs)
     return model.history
 
 
-def _leave(
-    communicator: Communicator,
-    interrupts: Interrupts,
-    saver: Saver | None,
-    position: Position,
-    logs: dict[str, Any],
-) -> NoReturn:
-    """End all workers after the same step, when rank 0 has saved it."""
-    by_hand = replicas.any_worker(communicator, interrupts.received == signal.SIGINT)
-    if saver is not None:
-        path = saver.save(position, logs)
-        sys.stderr.write(
-            f"ddp_gd: stopped by {'SIGINT' if by_hand else 'SIGTERM'} after {position}; saved in "
-            f"{path}. Go on with resume.\n"
-        )
-    communicator.barrier()
-    if by_hand and communicator.size == 1:
-        raise KeyboardInterrupt
-    sys.exit(128 + (signal.SIGINT if by_hand else signal.SIGTERM))
+@dataclasses.dataclass
+class _Training:
+    """The epochs of one call of `fit`, on one worker."""
+
+    communicator: Communicator
+    model: keras.Model
+    hooks: Hooks
+    loop: Loop
+    validation_loop: Loop | None
+    validation_freq: int | Iterable[int]
+    saver: Saver | None
+    saved: Snapshot | None
+    interrupts: Interrupts
+    save_every: int | None
+    check_every: int | None
+
+    def run(self, first: int, epochs: int) -> dict[str, Any]:
+        """Train the epochs `first` to `epochs - 1`, counted from 0; return the last logs."""
+        logs = self.saved.logs if self.saved is not None else {}
+        for epoch in range(first, epochs):
+            logs = self._epoch(epoch)
+            stop = replicas.any_worker(self.communicator, self.model.stop_training)
+            if self.saver is not None:
+                self.saver.epoch_ended(epoch, logs, last=stop or epoch == epochs - 1, stop=stop)
+            if stop:
+                break
+            if self.interrupts.active and replicas.any_worker(
+                self.communicator, self.interrupts.received is not None
+            ):
+                self._leave(Position(epoch + 1, 0), logs)
+        return logs
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one epoch, or the rest of one that was saved half-way."""
+        model, hooks, steps = self.model, self.hooks, self.loop.steps_per_epoch
+        model.reset_metrics()
+        hooks.callbacks.on_epoch_begin(epoch)
+        first_step = 0
+        logs: dict[str, Any] = {}
+        saved = self.saved
+        if saved is not None and epoch == saved.position.epoch and saved.position.step > 0:
+            # Once more: the metrics and what callbacks did at the beginning of the epoch.
+            saved.restore(model, hooks)
+            first_step, logs = saved.position.step, _logs(model)
+        pauses = [every for every in (self.save_every, self.check_every) if every is not None]
+        for first, stop in self.loop.calls(epoch, hooks.every_step, first_step, pauses):
+            hooks.callbacks.on_train_batch_begin(first)
+            stop, asked = self.loop.run(first, stop, self.interrupts.received is not None)
+            logs = _logs(model)
+            hooks.callbacks.on_train_batch_end(stop - 1, logs)
+            position = Position(epoch, stop)
+            if asked:
+                self._leave(position, logs)
+            if hooks.want_to_stop():
+                break
+            if stop == steps:
+                break  # the end of the epoch sees to the rest
+            if self.check_every and (epoch * steps + stop) % self.check_every == 0:
+                replicas.check(self.communicator, model, str(position))
+            if self.saver is not None:
+                self.saver.step_ended(position, logs)
+        if self.validation_loop is not None and _is_due(epoch, self.validation_freq):
+            validation_logs = _evaluate(model, self.validation_loop, hooks)
+            logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+        hooks.callbacks.on_epoch_end(epoch, logs)
+        replicas.check(self.communicator, model, f"epoch {epoch + 1}")
+        return logs
+
+    def _leave(self, position: Position, logs: dict[str, Any]) -> NoReturn:
+        """End all workers after the same step, when rank 0 has saved it."""
+        received = self.interrupts.received
+        by_hand = replicas.any_worker(self.communicator, received == signal.SIGINT)
+        if self.saver is not None:
+            path = self.saver.save(position, logs)
+            name = signal.Signals(received or (signal.SIGINT if by_hand else signal.SIGTERM)).name
+            sys.stderr.write(
+                f"ddp_gd: stopped by {name} after {position}; saved in {path}. Go on with resume.\n"
+            )
+        self.communicator.barrier()
+        if by_hand and self.communicator.size == 1:
+            raise KeyboardInterrupt
+        sys.exit(128 + (signal.SIGINT if by_hand else signal.SIGTERM))
 
 
 def evaluate(
@@ -265,7 +327,13 @@ def _evaluate(model: keras.Model, loop: Loop, hooks: Hooks) -> dict[str, float]:
 
 
 def _loop(
-    communicator: Communicator, model: keras.Model, arrays: Arrays, plan: Plan, *, training: bool
+    communicator: Communicator,
+    model: keras.Model,
+    arrays: Arrays,
+    plan: Plan,
+    stop_on_nan: bool = True,
+    *,
+    training: bool,
 ) -> Loop:
     bitwise = runtime.is_bitwise()
     steps = Steps(
@@ -276,6 +344,7 @@ def _loop(
         empty_shares=plan.has_empty_shares(communicator.size),
         training=training,
         bitwise_lanes=runtime.inter_op_threads() if bitwise else 0,
+        stop_on_nan=stop_on_nan,
     )
     return Loop(steps, arrays, plan, communicator)
 
@@ -285,12 +354,13 @@ def _evaluation_loop(
     model: keras.Model,
     arrays: Arrays,
     batch_size: int,
+    stop_on_nan: bool = True,
     micro_batch_size: int | None = None,
 ) -> Loop:
     plan = Plan(arrays.rows, batch_size, micro_batch_size)
     size = _micro_batch_size(plan.micro_batch_size, plan.batch_size)
     plan = dataclasses.replace(plan, micro_batch_size=size)
-    return _loop(communicator, model, arrays, plan, training=False)
+    return _loop(communicator, model, arrays, plan, stop_on_nan, training=False)
 
 
 def _warn_of_shares(steps: Steps) -> None:

@@ -15,10 +15,12 @@ ORDER = """
 errors tree cores interrupts
 config
 plan split data progress bits checkpoint
-comm.base comm.environment
-comm.tensors
+comm.attendance comm.environment
+comm.base
+comm.tensors comm.board
 comm
 comm.single comm.horovod comm.mpi
+watch
 runtime
 arrays shuffle
 losses state reduction
@@ -41,7 +43,11 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-ONLY_IN = {"horovod": {"comm.horovod"}, "mpi4py": {"comm.mpi"}, "matplotlib": {"report"}}
+ONLY_IN = {
+    "horovod": {"comm.horovod"},
+    "mpi4py": {"comm.mpi", "comm.board"},
+    "matplotlib": {"report"},
+}
 LIGHT = {"errors", "config", "plan", "split", "data", "comm", "comm.base", "comm.environment"}
 
 

@@ -347,7 +347,7 @@ BAD_FILES = {
         ("--model m.py:broken", "raised RuntimeError: oops"),
         ("--model m.py:too_wide", "the data has 1 columns of targets but the model has 2"),
         ("--model m.py:subclassed", "does not declare its inputs"),
-        ("--lr 1e30", "The loss is NaN or infinite in epoch 1, step"),
+        ("--lr 1e30", "The loss or its gradient is NaN or infinite in epoch 1, step"),
         (
             "--data onehot.npz --loss sparse_categorical_crossentropy",
             "one class number for each row",
@@ -400,7 +400,7 @@ def test_wrong_command_lines_are_refused(arguments, message, command, folder):
         ("--batch-size 0", "--batch-size is 0; it must be at least 1."),
         ("--data text.csv --target b", "column 'b', data row 2 (line 3), is 'four'"),
         ("--batch-size 398", "--batch-size 398 is larger than the 397 rows to train on"),
-        ("--lr 1e30", "The loss is NaN or infinite in epoch 1, step"),
+        ("--lr 1e30", "The loss or its gradient is NaN or infinite in epoch 1, step"),
     ],
 )
 def test_two_workers_say_it_once(arguments, message, folder):

@@ -9,7 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from ddp_gd.comm.attendance import Attendance
+
 Tensor = Any  # tf.Tensor; TensorFlow ships no types
+
+
+class Board(Protocol):
+    """Small messages between the workers beside the collectives, see `comm/board.py`."""
+
+    hosts: list[str]
+
+    def post(self, message: Sequence[int]) -> None:
+        """Send `message` to every other worker that has taken the one before."""
+        ...
+
+    def read(self) -> dict[int, list[int]]:
+        """The newest message of each worker that has sent one since the last call."""
+        ...
+
+    def is_sent(self) -> bool:
+        """Tell whether nothing is on its way any more."""
+        ...
 
 
 @runtime_checkable
@@ -22,6 +42,7 @@ class Communicator(Protocol):
         size: how many workers there are.
         local_rank: this worker's number among those of the same host.
         local_size: how many workers run on this host.
+        attendance: how far this worker has come with the collectives.
     """
 
     name: str
@@ -29,6 +50,7 @@ class Communicator(Protocol):
     size: int
     local_rank: int
     local_size: int
+    attendance: Attendance
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum each tensor over all workers; every worker gets the same bits.
@@ -72,5 +94,13 @@ class Communicator(Protocol):
         """End every process of the job at once with exit status `code`. Not collective.
 
         Never returns. Whatever should be read must have been printed and flushed before.
+        """
+        ...
+
+    def open_board(self, length: int) -> Board | None:
+        """Open a way to send messages of `length` whole numbers beside the collectives.
+
+        Returns:
+            None where there is none: one process, or no MPI that several threads may use.
         """
         ...

@@ -12,6 +12,7 @@ since Horovod agrees on fewer names and needs no fusion buffer of its own.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from collections.abc import Sequence
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from ddp_gd.comm.base import Tensor
+from ddp_gd.comm.attendance import Attendance
+from ddp_gd.comm.base import Board, Tensor
 from ddp_gd.comm.tensors import MOVE_DTYPES, SUM_DTYPES, ProgramOrder, as_flat_buffers, as_movable
 
 
@@ -34,7 +36,8 @@ class HorovodCommunicator:
         self.size: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
         self.local_size: int = hvd.local_size()
-        self._order = ProgramOrder()
+        self.attendance = Attendance()
+        self._order = ProgramOrder(self.attendance)
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum each tensor over all workers; one Horovod op for each flat buffer."""
@@ -103,3 +106,12 @@ class HorovodCommunicator:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+    def open_board(self, length: int) -> Board | None:
+        """Open a board over the MPI that Horovod uses; None where it uses Gloo."""
+        if not hvd.mpi_enabled():
+            return None
+        # Not above: mpi4py would start an MPI that nobody asked for.
+        board = importlib.import_module("ddp_gd.comm.board")
+        opened: Board | None = board.open_board(length)
+        return opened

@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
-from ddp_gd.comm.base import Tensor
+from ddp_gd.comm import board
+from ddp_gd.comm.attendance import Attendance
+from ddp_gd.comm.base import Board, Tensor
 from ddp_gd.comm.tensors import MOVE_DTYPES, SUM_DTYPES, ProgramOrder, as_flat_buffers, as_movable
 from ddp_gd.errors import LaunchError
 
@@ -39,7 +41,8 @@ class MpiCommunicator:
         self.local_rank: int = host.Get_rank()
         self.local_size: int = host.Get_size()
         host.Free()
-        self._order = ProgramOrder()
+        self.attendance = Attendance()
+        self._order = ProgramOrder(self.attendance)
         self._lock = threading.Lock()
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -98,7 +101,7 @@ class MpiCommunicator:
 
     def barrier(self) -> None:
         """Return only when every worker has called it."""
-        with self._lock:
+        with self.attendance.join(), self._lock:
             self._comm.Barrier()
 
     def abort(self, code: int = 1) -> None:
@@ -106,6 +109,10 @@ class MpiCommunicator:
         sys.stdout.flush()
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)
+
+    def open_board(self, length: int) -> Board | None:
+        """Open a board over MPI."""
+        return board.open_board(length)
 
     def _each(
         self, function: Callable[[np.ndarray], np.ndarray], tensors: Sequence[Tensor]

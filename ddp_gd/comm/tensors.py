@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
+from ddp_gd.comm.attendance import Attendance
 from ddp_gd.comm.base import Tensor
 from ddp_gd.errors import ConfigError
 
@@ -49,16 +50,21 @@ class ProgramOrder:
     peers would wait for ever). So each collective reads a variable before and changes it after:
     automatic control dependencies keep the uses of a variable in program order, nested functions,
     branches and loop bodies included, and let none be dropped.
+
+    Args:
+        attendance: counts the collectives outside of graphs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attendance: Attendance) -> None:
+        self._attendance = attendance
         self._zero: tf.Variable | None = None  # always 0, but no optimizer can know
 
     @tf.autograph.experimental.do_not_convert
     def run(self, collective: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Tensor]:
         """Return `collective(*tensors)`, in its turn."""
         if tf.executing_eagerly():
-            return collective(*tensors)
+            with self._attendance.join():
+                return collective(*tensors)
         if self._zero is None:
             with tf.init_scope(), tf.device("/cpu:0"):
                 self._zero = tf.Variable(0, dtype=tf.int32, trainable=False, name="ddp_gd_zero")

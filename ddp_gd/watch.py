@@ -1,0 +1,271 @@
+"""Watching the other workers: one that fails, dies, leaves or hangs ends the job, by name and soon.
+
+A worker that is missing leaves the others waiting in their next collective for ever. Each worker
+therefore posts four times a second how far it is (`comm/attendance.py`), from a thread of its own,
+and looks at what the others posted. The job ends where it is certain that it can't go on:
+
+- a worker announced that it fails, with an exception;
+- the process of a worker on the same host is gone;
+- a worker came to the end of its program, and another one is in a collective that it never joined;
+- a worker has said nothing for `DDP_GD_STALL_SECONDS` (stopped, or its host or network is lost),
+  while another one waits in a collective;
+- a worker is alive and has not come to a collective for ten times as long: an endless loop, or a
+  callback or a compilation slower than that;
+- the launcher is gone.
+
+Not seen: a worker that computes for ever inside a step, since a long step looks the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from .comm.base import Board, Communicator
+from .errors import ConfigError
+
+TICK = 0.25  # seconds between two looks
+PATIENCE = 10  # limits that a worker which answers may take to come to a collective
+_DEFAULT_LIMIT = 120.0  # seconds
+_RUNNING, _ENDED, _FAILING, _SPEAKING = range(4)
+
+
+class Report(NamedTuple):
+    """What a worker says of itself."""
+
+    state: int = _RUNNING
+    process: int = 0
+    began: int = 0  # when the process did, since process numbers are used again
+    done: int = 0  # as in `Attendance`
+    joining: int = 0
+
+
+class Watch:
+    """One worker's eye on the others.
+
+    Args:
+        communicator: the workers.
+        board: how reports travel.
+        limit: seconds after which a silent worker counts as lost; 0 for never.
+        end: ends this process at once; other workers, and the launcher, notice.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        board: Board,
+        limit: float,
+        end: Callable[[int], object] = os._exit,
+    ):
+        self._communicator = communicator
+        self._rank = communicator.rank
+        self._attendance = communicator.attendance
+        self._board = board
+        self._limit = limit
+        self._end = end
+        self._state = _RUNNING
+        self._process = os.getpid()
+        self._began = _began(self._process)
+        self._launcher = os.getppid()
+        others = [r for r in range(communicator.size) if r != communicator.rank]
+        now = time.monotonic()
+        self._reports = {rank: Report() for rank in others}
+        self._heard = dict.fromkeys(others, now)  # when each one posted last
+        self._changed = dict.fromkeys(others, now)  # when it posted something new
+        self._neighbours: set[int] = set()  # those whose process can be seen from here
+        self._doubt = 0  # looks in a row at which some worker had left too early
+        self._warned: set[int] = set()
+        self._looked = now
+        self._lock = threading.Lock()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ddp_gd_watch", daemon=True)
+
+    def start(self) -> None:
+        """Watch, until `leave`."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Return when every worker has come to the end of its program; the watch is then over."""
+        self._state = _ENDED
+        while True:
+            self._look()
+            with self._lock:
+                ended = all(report.state == _ENDED for report in self._reports.values())
+                if ended and self._board.is_sent():
+                    break
+            time.sleep(TICK / 10)
+        self._left.set()
+        self._thread.join()
+        # The first worker to go on lets Horovod end MPI on all of them: none may be using it.
+        self._communicator.barrier()
+
+    def fail(self) -> bool:
+        """Announce that this worker fails. Tell whether it's the one that should say why.
+
+        The lowest rank of those that fail at about the same time is, often of the same error; none
+        is where another one's death may be the reason.
+        """
+        with self._lock:
+            if self._gone():
+                return False
+            self._state = _FAILING
+        until = time.monotonic() + (3 if self._rank > 0 else 1) * TICK
+        while time.monotonic() < until:
+            with self._lock:
+                self._board.post(self._report())
+                self._read()
+                failing = [rank for rank in self._in(_FAILING) if rank < self._rank]
+                if failing or self._in(_SPEAKING):
+                    return False
+            time.sleep(TICK / 25)
+        with self._lock:
+            self._state = _SPEAKING
+            self._board.post(self._report())
+        return True
+
+    def _run(self) -> None:
+        while not self._left.wait(TICK):
+            self._look()
+
+    def _look(self) -> None:
+        """Post, read, and end the job if it can't go on."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked > 4 * TICK:  # this worker was itself stopped, or had no core
+                self._heard = dict.fromkeys(self._heard, now)
+                self._changed = dict.fromkeys(self._changed, now)
+            self._looked = now
+            gone = self._gone()  # before reading: a last message may be there
+            self._board.post(self._report())
+            self._read()
+            if self._state in (_FAILING, _SPEAKING):
+                return
+            if self._in(_SPEAKING):
+                time.sleep(2 * TICK)  # it says why
+                self._end(1)
+            gone = {rank for rank in gone if self._reports[rank].state == _RUNNING}
+            if gone:
+                self._stop(min(gone), "has died; the launcher tells of what", gone)
+            if os.getppid() != self._launcher:
+                self._say("the launcher of this job is gone")
+                self._end(1)
+            self._look_at_attendance(now)
+
+    def _look_at_attendance(self, now: float) -> None:
+        mine = self._attendance
+        if mine.joining == mine.done:
+            self._doubt = 0
+            return
+        early = [
+            rank
+            for rank, report in self._reports.items()
+            if report.state == _ENDED and report.done < mine.joining
+        ]
+        # Twice, because this worker may just be returning from a collective that all were in.
+        self._doubt = self._doubt + 1 if early else 0
+        if self._doubt > 4:
+            self._stop(early[0], f"ended its program, but rank {self._rank} waits for it", early)
+        if not self._limit:
+            return
+        silent = [rank for rank, heard in self._heard.items() if now - heard > self._limit]
+        if silent:
+            self._stop(silent[0], f"has not answered for {self._limit:g} s", silent)
+        for rank, report in self._reports.items():
+            away = now - self._changed[rank]
+            if report.joining > report.done or report.state == _ENDED or away < self._limit:
+                continue
+            text = f"has not come to a collective for {away:.0f} s, though its process answers"
+            if away > PATIENCE * self._limit:
+                self._stop(rank, text, [rank])
+            if rank not in self._warned and self._speaks([rank]):
+                self._warned.add(rank)
+                self._say(f"{self._name(rank)} {text}; all wait for it in {mine.where}", "warning")
+
+    def _stop(self, rank: int, what: str, missing: list[int] | set[int]) -> None:
+        """End the job because of `rank`; the first worker that is not missing says so."""
+        if self._speaks(missing):
+            time.sleep(2 * TICK)  # the launcher sees a death first, and tells of the right one
+            where = self._attendance.where
+            self._say(
+                f"{self._name(rank)} {what}, in {where}. This ends the job. Go on from its last "
+                "checkpoint."
+            )
+        else:
+            time.sleep(6 * TICK)
+        self._end(1)
+
+    def _speaks(self, missing: list[int] | set[int]) -> bool:
+        """Tell whether this is the first worker that isn't missing, as far as can be known."""
+        first = min({self._rank, *self._reports} - set(missing))
+        return first == self._rank
+
+    def _name(self, rank: int) -> str:
+        report = self._reports[rank]
+        return f"rank {rank} (process {report.process} on {self._board.hosts[rank]})"
+
+    def _say(self, text: str, kind: str = "error") -> None:
+        sys.stdout.flush()
+        sys.stderr.write(f"ddp_gd: {kind}: {text}\n")  # in one piece
+        sys.stderr.flush()
+
+    def _report(self) -> Report:
+        mine = self._attendance
+        return Report(self._state, self._process, self._began, mine.done, mine.joining)
+
+    def _read(self) -> None:
+        now = time.monotonic()
+        for rank, message in self._board.read().items():
+            report = Report(*message)
+            self._heard[rank] = now
+            if report != self._reports[rank]:
+                self._changed[rank] = now
+                self._warned.discard(rank)
+            if not self._reports[rank].process and report.began == _began(report.process):
+                self._neighbours.add(rank)
+            self._reports[rank] = report
+
+    def _in(self, state: int) -> list[int]:
+        return [rank for rank, report in self._reports.items() if report.state == state]
+
+    def _gone(self) -> set[int]:
+        """The workers whose process could be seen from here, and is there no more."""
+        return {
+            rank
+            for rank in self._neighbours
+            if _began(self._reports[rank].process) != self._reports[rank].began
+        }
+
+
+def stall_seconds() -> float:
+    """The value of DDP_GD_STALL_SECONDS, or the default.
+
+    Raises:
+        ConfigError: it isn't a number of seconds.
+    """
+    text = os.environ.get("DDP_GD_STALL_SECONDS", "")
+    try:
+        limit = float(text) if text else _DEFAULT_LIMIT
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ConfigError(
+            f"DDP_GD_STALL_SECONDS={text!r} must be a number of seconds, 0 for no limit."
+        )
+    return limit
+
+
+def _began(process: int) -> int:
+    """When a process of this host began, in clock ticks since the start; 0 if it's gone.
+
+    From /proc/PID/stat: state and start time are its fields 3 and 22. See proc(5).
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
