@@ -27,7 +27,7 @@ from ddp_gd import cores
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError
-from ddp_gd.watch import Report, Watch, stall_seconds
+from ddp_gd.watch import Report, Watch, stall_seconds, start_limit
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
         # Until the backend is up its launcher ends the other workers when one exits with an error.
         _end_job_on_exception(started.rank, functools.partial(_wait_for_lower, started), os._exit)
     limit = stall_seconds()
-    communicator = open_communicator(backend)
+    with start_limit(started.rank, limit if started.size > 1 else 0):
+        communicator = open_communicator(backend)
     if communicator.size > 1:
         speaks: Callable[[], bool] = functools.partial(_wait_for_lower, communicator)
         if (board := communicator.open_board(len(Report._fields))) is not None:

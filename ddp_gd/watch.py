@@ -19,10 +19,12 @@ Not seen: a worker that computes for ever inside a step, since a long step looks
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,23 +160,23 @@ class Watch:
 
     def _look_at_attendance(self, now: float) -> None:
         mine = self._attendance
-        if mine.joining == mine.done:
-            self._doubt = 0
-            return
+        waits = mine.joining > mine.done
         early = [
             rank
             for rank, report in self._reports.items()
-            if report.state == _ENDED and report.done < mine.joining
+            if waits and report.state == _ENDED and report.done < mine.joining
         ]
-        # Twice, because this worker may just be returning from a collective that all were in.
+        # Often, because this worker may just be returning from a collective that all were in.
         self._doubt = self._doubt + 1 if early else 0
         if self._doubt > 4:
             self._stop(early[0], f"ended its program, but rank {self._rank} waits for it", early)
-        if not self._limit:
+        if not self._limit or not (waits or self._state == _ENDED):
             return
         silent = [rank for rank, heard in self._heard.items() if now - heard > self._limit]
         if silent:
             self._stop(silent[0], f"has not answered for {self._limit:g} s", silent)
+        if not waits:
+            return
         for rank, report in self._reports.items():
             away = now - self._changed[rank]
             if report.joining > report.done or report.state == _ENDED or away < self._limit:
@@ -239,6 +241,34 @@ class Watch:
             for rank in self._neighbours
             if _began(self._reports[rank].process) != self._reports[rank].began
         }
+
+
+@contextmanager
+def start_limit(rank: int, limit: float) -> Iterator[None]:
+    """End this process if what is done inside, where workers wait for each other, takes too long.
+
+    Args:
+        rank: this worker's.
+        limit: that of a `Watch`; this one is `PATIENCE` times as long.
+    """
+
+    def give_up() -> None:
+        time.sleep(rank * TICK)  # the first to speak ends the others
+        sys.stderr.write(
+            f"ddp_gd: error: rank {rank} on {socket.gethostname()} has waited "
+            f"{PATIENCE * limit:g} s for the other workers to start. See which process of the job "
+            "hangs or was never started; DDP_GD_STALL_SECONDS changes the limit.\n"
+        )
+        os._exit(1)
+
+    timer = threading.Timer(PATIENCE * limit, give_up)
+    timer.daemon = True
+    if limit:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def stall_seconds() -> float:

@@ -46,10 +46,11 @@ horovod_is_installed() {
     python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("horovod"))'
 }
 
-# exec, for a command that starts children and does not pass signals on: the status is the command's,
-# and a signal reaches the whole family.
-exec_family() {
-    local job status=0
+# Run a command that starts children and does not pass signals on. Sets job_status, its exit status,
+# or 128 + the number of the signal that this script got. The first signal asks the workers to save
+# and stop, the second one ends them.
+run_family() {
+    job_status=0 job_signal=0
     if [[ -t 0 ]]; then
         exec </dev/null # reading a terminal from the background would stop the job
     fi
@@ -57,17 +58,37 @@ exec_family() {
     "$@" &
     job=$!
     set +m
-    # shellcheck disable=SC2064  # the number as it is now
-    trap "kill -TERM -- -$job 2>/dev/null || true" TERM HUP
-    # shellcheck disable=SC2064
-    trap "kill -INT -- -$job 2>/dev/null || true" INT
-    wait "$job" || status=$?
+    trap 'on_signal TERM 15' TERM HUP
+    trap 'on_signal INT 2' INT
+    wait "$job" || job_status=$?
     # A signal interrupts the wait, and the first process may end before its children do.
     while kill -0 -- "-$job" 2>/dev/null; do
         sleep 0.1
-        wait "$job" || status=$?
+        wait "$job" || job_status=$?
     done
-    exit "$status"
+    trap - TERM HUP INT
+    if ((job_signal)); then
+        # shellcheck disable=SC2034  # for the script that called
+        job_status=$((128 + job_signal))
+    fi
+}
+
+on_signal() { # on_signal <name> <number>
+    local stat pids=()
+    if ((!job_signal)); then
+        job_signal=$2
+        # mpirun hands SIGUSR1 on at once. SIGTERM it takes as the order to end its workers, which
+        # then have a second. horovodrun and the shell between them would die of SIGUSR1.
+        for stat in /proc/[0-9]*/stat; do
+            if [[ $(cat "$stat" 2>/dev/null || true) =~ ^([0-9]+)\ \((mpirun|orterun|prterun|mpiexec)\)\ .\ [0-9]+\ $job\  ]]; then
+                pids+=("${BASH_REMATCH[1]}")
+            fi
+        done
+        if ((${#pids[@]})) && kill -USR1 "${pids[@]}" 2>/dev/null; then
+            return
+        fi
+    fi
+    kill "-$1" -- "-$job" 2>/dev/null || true
 }
 
 # Settings that a user's own environment overrides.
@@ -75,9 +96,6 @@ export_job_settings() {
     # A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
     # from the computation of its own worker.
     export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle-1}
-    # mpirun, when it is asked to stop, waits so many seconds, asks its workers to stop, waits as
-    # long again, and kills them: time to save the training, and 5 s are not passed.
-    export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout-2}
     # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
     export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe-1}
     export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT-1}

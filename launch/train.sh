@@ -36,7 +36,7 @@ set_up_if_needed
 enter_venv
 export_job_settings
 
-# Whatever runs last replaces this script: its exit status is ours, and signals reach it.
+# The exit status is that of what runs last, and signals reach it.
 if [[ -z $workers ]]; then
     exec python -m ddp_gd.train "$@"
 elif horovod_is_installed; then
@@ -47,8 +47,10 @@ elif horovod_is_installed; then
         plain_lines=("--mpi-args=--mca orte_tag_output 0")
     fi
     # horovodrun turns into `sh -c "mpirun ..."`, and a signal to that sh would leave mpirun running.
-    exec_family horovodrun -np "$workers" "${plain_lines[@]}" python -m ddp_gd.train "$@"
+    run_family horovodrun -np "$workers" "${plain_lines[@]}" python -m ddp_gd.train "$@"
+    exit "$job_status"
 else
     say "no Horovod here (bash launch/setup.sh tells why); using mpirun and the mpi backend"
-    exec mpirun -np "$workers" python -m ddp_gd.train "$@"
+    run_family mpirun -np "$workers" python -m ddp_gd.train "$@"
+    exit "$job_status"
 fi

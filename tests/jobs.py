@@ -15,22 +15,10 @@ _ROOT = Path(__file__).parents[1]
 _LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "MV2_", "HOROVOD_", "SLURM_")
 
 
-def run_job(
-    np: int,
-    argv: Sequence[str],
-    launcher: str = "horovodrun",
-    env: Mapping[str, str] | None = None,
-    timeout: float = 120,
-) -> subprocess.CompletedProcess[str]:
-    """Run `python *argv` as a job of `np` workers, and return what it printed and its exit status.
-
-    Args:
-        np: how many workers; more than there are cores is fine.
-        argv: arguments of the Python interpreter: a script or `-m module`, and its arguments.
-        launcher: `"horovodrun"`, `"mpirun"`, or `"python"` for a process of its own (`np` is 1).
-        env: variables to add.
-        timeout: seconds; then the whole job is killed and `subprocess.TimeoutExpired` raised.
-    """
+def command(
+    np: int, argv: Sequence[str], launcher: str, env: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command of a job, and its environment. The arguments are those of `run_job`."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
     environ |= {
         "PATH": f"{_BIN}{os.pathsep}{environ.get('PATH', '')}",
@@ -51,9 +39,28 @@ def run_job(
         "mpirun": [str(_BIN / "mpirun"), "-np", str(np)],
         "python": [],
     }[launcher]
-    command = [*start, sys.executable, *argv]
+    return [*start, sys.executable, *argv], environ
+
+
+def run_job(
+    np: int,
+    argv: Sequence[str],
+    launcher: str = "horovodrun",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python *argv` as a job of `np` workers, and return what it printed and its exit status.
+
+    Args:
+        np: how many workers; more than there are cores is fine.
+        argv: arguments of the Python interpreter: a script or `-m module`, and its arguments.
+        launcher: `"horovodrun"`, `"mpirun"`, or `"python"` for a process of its own (`np` is 1).
+        env: variables to add.
+        timeout: seconds; then the whole job is killed and `subprocess.TimeoutExpired` raised.
+    """
+    words, environ = command(np, argv, launcher, env)
     with subprocess.Popen(
-        command,
+        words,
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -71,4 +78,4 @@ def run_job(
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import platform
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,7 @@ import pytest
 from ddp_gd.checkpoint import Checkpoint, Folder, parse
 from ddp_gd.errors import CheckpointError, ConfigError
 
+HERE = Path(__file__).parent
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
     "scalar": np.array(7, np.int64),
@@ -71,6 +77,74 @@ def test_every_flipped_bit_and_missing_piece_is_seen(
     before.write_bytes(b"")
     with pytest.raises(CheckpointError, match="None of the 2 checkpoints in"):
         Folder(tmp_path).newest()
+
+
+def test_damage_to_a_larger_file_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """5,000 bits flipped, one at a time, and every length that is a multiple of 4 KB."""
+    r = np.random.default_rng(0)
+    folder = Folder(tmp_path)
+    path = folder.write(1, {"weights": r.normal(size=(100, 100))}, "header", 3)
+    whole = bytearray(path.read_bytes())
+    with path.open("r+b", buffering=0) as file:
+        for place in r.integers(len(whole), size=5000):
+            os.pwrite(file.fileno(), bytes([whole[place] ^ 1 << r.integers(8)]), place)
+            with pytest.raises(CheckpointError):
+                folder.newest()
+            os.pwrite(file.fileno(), whole[place : place + 1], place)
+    assert folder.newest() == whole
+    for length in range(0, len(whole), 4096):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            folder.newest()
+    assert capsys.readouterr().err.count("is damaged") == 5000 + -(-len(whole) // 4096)
+
+
+@pytest.fixture(scope="module")
+def tamper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that tampers with system calls."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("it is written for Linux on x86-64")
+    program = tmp_path_factory.mktemp("tamper") / "tamper"
+    source = HERE / "faults" / "tamper.cpp"
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    subprocess.run([compiler, "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
+    return program
+
+
+@pytest.mark.parametrize("action", ["kill", "enospc", "eio", "short"])
+def test_no_system_call_of_a_save_is_a_wrong_moment(
+    action: str, tamper: Path, tmp_path: Path
+) -> None:
+    """Killed before any one of them, or if any write fails: what loads is whole, old or new."""
+    program = [sys.executable, str(HERE / "programs" / "saves.py")]
+    subprocess.run([*program, tmp_path / "old", "1"], check=True)
+    number, hit, newest = 0, True, []
+    while hit:
+        number += 1
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "old", folder)
+        command = [tamper, action, str(number), *program, folder, "2"]
+        job = subprocess.run(command, capture_output=True, text=True, check=True)
+        told = re.search(r"hit ([01]) status (\d+)", job.stdout)
+        assert told, job.stdout + job.stderr
+        hit, status = told[1] == "1", int(told[2])
+        content = Folder(folder).newest()
+        assert content is not None
+        arrays, header = parse(content)
+        step = int(arrays["step"])
+        assert header == f"header {step}"
+        assert np.all(arrays["weights"] == step)
+        newest.append(step)
+        if not hit or action == "short":
+            assert (status, step) == (0, 2), job.stderr
+        elif action != "kill":
+            assert status == 1
+            assert "CheckpointError" in job.stderr
+        # Whatever was left there, the next save is as good as ever.
+        Folder(folder).write(3, ARRAYS, "header 3", 1)
+        assert [name[:17] for name in os.listdir(folder)] == ["step-000000000003"]
+    assert number > {"kill": 15, "short": 1}.get(action, 3)
+    assert set(newest) == ({2} if action == "short" else {1, 2})
 
 
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "rename", "mkdir"])

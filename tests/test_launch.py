@@ -25,6 +25,17 @@ time.sleep(float(os.environ.get("LINGER", "0")))
 sys.exit(int(os.environ.get("STATUS", "0")))
 """
 
+# Stands in for a training that fails three times, and saves a checkpoint before the second time.
+FAILS = """
+import os, pathlib, sys
+folder = pathlib.Path(os.environ["SEEN"])
+start = len(list(folder.glob("start*")))
+(folder / f"start{start}").write_text(" ".join(sys.argv[1:]))
+if start == 1:
+    (folder / "step-000000000005-0.safetensors").touch()
+sys.exit(1 if start < 3 else 0)
+"""
+
 
 def run(
     script: Path, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
@@ -64,7 +75,7 @@ def seen(env: dict[str, str]) -> dict[str, list]:
     return {path.stem: json.loads(path.read_text()) for path in Path(env["SEEN"]).glob("*.json")}
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "train.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "train.sh", "test.sh", "cpu_mpi.sh"])
 def test_help(script: str, tmp_path: Path) -> None:
     """`--help` explains itself in a checkout that was never set up, and sets nothing up."""
     shutil.copytree(LAUNCH, tmp_path / "launch")
@@ -83,6 +94,11 @@ def test_help(script: str, tmp_path: Path) -> None:
         ("train.sh", ["-np", "two"], "'two'"),
         ("train.sh", ["-np", "1; true"], "'1; true'"),
         ("setup.sh", ["--requires-horovod"], "'--requires-horovod'"),
+        ("cpu_mpi.sh", ["-np", "-1"], "'-1'"),
+        ("cpu_mpi.sh", ["--hosts", "a:4,-x"], "'a:4,-x'"),
+        ("cpu_mpi.sh", ["--hosts", "a:4,b", "-np", "6"], "-np 6"),
+        ("cpu_mpi.sh", ["-np", "2", "--min-np", "3"], "--min-np 3"),
+        ("cpu_mpi.sh", ["--restarts", "3", "--epochs", "2"], "--checkpoint FOLDER"),
     ],
 )
 def test_wrong_command_line(script: str, arguments: list[str], quoted: str) -> None:
@@ -112,13 +128,15 @@ def test_set_up_of_another_checkout_does_not_count(tmp_path: Path) -> None:
     assert run(tmp_path / "launch" / "setup.sh", "--check").returncode == 1
 
 
-@pytest.mark.parametrize("workers", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("script", "workers"), [("train.sh", None), ("train.sh", 1), ("train.sh", 3), ("cpu_mpi.sh", 2)]
+)
 def test_arguments_arrive_unchanged(
-    stand_in: dict[str, str], tmp_path: Path, workers: int | None
+    stand_in: dict[str, str], tmp_path: Path, script: str, workers: int | None
 ) -> None:
     """Every worker gets each training argument byte for byte, in the directory of the caller."""
     prefix = [] if workers is None else ["-np", str(workers)]
-    result = run(LAUNCH / "train.sh", *prefix, *HOSTILE, env=stand_in, cwd=tmp_path)
+    result = run(LAUNCH / script, *prefix, *HOSTILE, env=stand_in, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = seen(stand_in)
     assert sorted(found) == [str(rank) for rank in range(workers or 1)]
@@ -132,6 +150,31 @@ def test_exit_status_is_the_programs(
     """train.sh ends with the exit status of the training program."""
     env = {**stand_in, "STATUS": "7"}
     assert run(LAUNCH / "train.sh", *prefix, env=env, cwd=tmp_path).returncode == 7
+
+
+@pytest.mark.parametrize(("restarts", "status", "starts"), [("2", 0, 4), ("1", 1, 3)])
+def test_a_failed_job_is_started_again(
+    stand_in: dict[str, str], tmp_path: Path, restarts: str, status: int, starts: int
+) -> None:
+    """With --resume; so often, counted from the last time that it came further."""
+    (Path(stand_in["PYTHONPATH"]) / "ddp_gd" / "train.py").write_text(FAILS)
+    folder = Path(stand_in["SEEN"])
+    arguments = ["-np", "1", "--restarts", restarts, "--checkpoint", str(folder), "--lr=1"]
+    result = run(LAUNCH / "cpu_mpi.sh", *arguments, env=stand_in, cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert len(list(folder.glob("start*"))) == starts
+    assert (folder / "start0").read_text() == f"--checkpoint {folder} --lr=1"
+    assert (folder / "start2").read_text() == f"--checkpoint {folder} --lr=1 --resume"
+    assert ("Gave up" in result.stderr) == (status != 0)
+
+
+def test_hosts_are_mpiruns(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """The command for several hosts, with what their workers inherit."""
+    arguments = ["--dry-run", "--hosts", "one:2,two", "--", "--epochs", "2"]
+    result = run(LAUNCH / "cpu_mpi.sh", *arguments, env=stand_in, cwd=tmp_path)
+    words = result.stdout.splitlines()
+    assert words[:5] == ["mpirun", "-np", "3", "-H", "one:2,two"], result.stderr
+    assert words[-5:] == ["python", "-m", "ddp_gd.train", "--epochs", "2"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -152,7 +195,7 @@ def test_signal_ends_every_worker(
         workers = [entry[0] for entry in seen(stand_in).values()]
         assert len(workers) == 2
         job.send_signal(number)
-        assert job.wait(timeout=30) != 0
+        assert job.wait(timeout=30) == 128 + number
     # mpirun kills them and does not wait for the system to clear them away.
     deadline = time.monotonic() + 10
     while (alive := [w for w in workers if Path(f"/proc/{w}").exists()]) and (

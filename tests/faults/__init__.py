@@ -1,0 +1,1 @@
+"""Faults, injected into real jobs: `python -m tests.faults --help`."""

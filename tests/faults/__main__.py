@@ -1,0 +1,45 @@
+"""Inject faults into jobs: python -m tests.faults --trials 500, in the set-up environment."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.faults import trials
+
+
+def main() -> None:
+    """Run the trials; the exit status is 1 if one of them was not as promised."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--trials", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of their order (default: 0)")
+    parser.add_argument(
+        "--by-hand", action="store_true", help="strike a loop by hand over Horovod, to compare"
+    )
+    parser.add_argument("--log", type=Path, help="file for the output of trials that went wrong")
+    options = parser.parse_args()
+    todo = trials.faults(options.seed)
+    if options.by_hand:
+        todo = [f for f in todo if f.phase not in ("checkpoint", "evaluation")]
+    outcomes = []
+    for number in range(options.trials):
+        outcome = trials.run(todo[number % len(todo)], options.by_hand)
+        outcomes.append(outcome)
+        fault = outcome.fault
+        problems = ", ".join(outcome.problems) or "ok"
+        print(
+            f"{number + 1:4} {fault.kind:13} {fault.phase:10} rank {fault.rank} of {fault.np} "
+            f"{fault.launcher}/{fault.backend} status {outcome.status} {outcome.seconds:.2f} s "
+            f"{problems}",
+            flush=True,
+        )
+        if options.log and outcome.problems:
+            with options.log.open("a") as log:
+                log.write(f"### {number + 1} {fault}: {problems}\n{outcome.output}\n")
+    print(trials.summary(outcomes))
+    sys.exit(any(outcome.problems for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()

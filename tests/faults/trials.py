@@ -1,0 +1,176 @@
+"""One fault, one job: was it down soon, with an error, and was the right worker named?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from tests import jobs
+from tests.faults.strike import KINDS, PHASES
+
+_HERE = Path(__file__).resolve().parent
+_LAUNCHES = (("horovodrun", "horovod"), ("mpirun", "horovod"), ("mpirun", "mpi"))
+_TIMEOUT = 90.0  # seconds; a job that isn't down by then hangs
+_BY_HAND_TIMEOUT = 25.0
+# Seconds after which each kind of hang is to be noticed, and the DDP_GD_STALL_SECONDS for that.
+HANGS = {"SIGSTOP": (3.0, "3"), "endless loop": (8.0, "0.8")}
+# A worker that leaves after the training with exit status 0 has done nothing wrong; and one that
+# computes after it may go on for ever.
+_NO_FAULT = {("exit", "sys.exit(0)"), ("exit", "endless loop"), ("step", "endless loop")}
+_NO_FAULT |= {("reduction", "endless loop")}  # in a graph: looks like a long step
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What happens to which worker of how many, and when."""
+
+    kind: str
+    phase: str
+    np: int
+    rank: int
+    launcher: str = "mpirun"
+    backend: str = "horovod"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of the job.
+
+    Attributes:
+        fault: that struck.
+        status: the exit status; None if the job had to be killed.
+        seconds: from the strike until the last process was gone, less the time after which a hang
+            is to be noticed.
+        orphans: processes that were left when the launcher had ended.
+        left_in_shm: files that were left in shared memory.
+        named: whether the output names the worker.
+        messages: how many messages of ours.
+        output: all of it.
+    """
+
+    fault: Fault
+    status: int | None
+    seconds: float
+    orphans: int
+    left_in_shm: int
+    named: bool
+    messages: int
+    output: str
+
+    @property
+    def problems(self) -> list[str]:
+        """What isn't as promised."""
+        found = {
+            "hangs": self.status is None,
+            "exit status 0": self.status == 0,
+            "orphans": self.orphans > 0,
+            "left in shared memory": self.left_in_shm > 0,
+            "wrong or no worker named": not self.named,
+            "said more than once": self.messages > 1,
+            f"took {self.seconds:.1f} s": self.seconds > 5,
+        }
+        return [text for text, wrong in found.items() if wrong]
+
+
+def faults(seed: int, counts: tuple[int, ...] = (2, 3, 4)) -> list[Fault]:
+    """Every kind in every phase, at every count and rank, in a random order."""
+    r = random.Random(seed)
+    places = [(np, rank) for np in counts for rank in range(np)]
+    found = []
+    for kind, phase, (np, rank) in itertools.product(KINDS, PHASES, places):
+        if (phase, kind) not in _NO_FAULT:
+            launcher, backend = r.choice(
+                [("horovodrun", "horovod"), ("mpirun", "horovod"), ("mpirun", "mpi")]
+            )
+            found.append(Fault(kind, phase, np, rank, launcher, backend))
+    r.shuffle(found)
+    return found
+
+
+def run(fault: Fault, by_hand: bool = False) -> Outcome:
+    """Inject a fault into a job of its own."""
+    mark = uuid.uuid4().hex
+    before = set(os.listdir("/dev/shm"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        program = _HERE / ("by_hand.py" if by_hand else "worker.py")
+        argv = [str(program), fault.kind, fault.phase, str(fault.rank), name]
+        allowed, limit = HANGS.get(fault.kind, (0.0, "60"))
+        env = {"DDP_GD_TRIAL": mark, "DDP_GD_STALL_SECONDS": limit, "PYTHONFAULTHANDLER": "0"}
+        if not by_hand:
+            argv.append(fault.backend)
+        command, environ = jobs.command(fault.np, argv, fault.launcher, env)
+        with (folder / "output").open("w+") as output:
+            process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            status: int | None = None
+            try:
+                status = process.wait(_BY_HAND_TIMEOUT if by_hand else _TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            ended = time.time()
+            time.sleep(0.1)
+            orphans = _marked(mark) if status is not None else []
+            while _marked(mark) and time.time() < ended + 10:
+                time.sleep(0.1)
+                ended = time.time()
+            for left in _marked(mark):
+                os.kill(left, signal.SIGKILL)
+            output.seek(0)
+            text = output.read()
+        struck = (folder / "note").read_text() if (folder / "note").exists() else "nan"
+    return Outcome(
+        fault=fault,
+        status=status,
+        seconds=ended - float(struck) - allowed,
+        orphans=len(orphans),
+        left_in_shm=len(set(os.listdir("/dev/shm")) - before),
+        named=bool(re.search(rf"rank {fault.rank}\b|\[\[\d+,1\],{fault.rank}\]", text)),
+        messages=len(re.findall(r"ddp_gd: (?:error|this ended the job)", text)),
+        output=text,
+    )
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes of the job, wherever they are."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """A table of what went wrong how often, and how long jobs took to be down."""
+    times = sorted(outcome.seconds for outcome in outcomes if outcome.status is not None)
+    wrong: dict[str, int] = {}
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            key = re.sub(r"took .*", "took more than 5 s", problem)
+            wrong[key] = wrong.get(key, 0) + 1
+    text = f"{len(outcomes)} trials: " + (json.dumps(wrong) if wrong else "nothing wrong")
+    if times:
+        text += (
+            f"; seconds to job down: median {times[len(times) // 2]:.2f}, largest {times[-1]:.2f}"
+        )
+    return text

@@ -1,0 +1,143 @@
+"""1,000 broken inputs for each reader: the documented errors, in bounded memory, or a result."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_gd import data
+from ddp_gd.checkpoint import Folder, parse
+from ddp_gd.errors import CheckpointError, DataError
+
+INPUTS = 1000
+# What breaks parsers: numbers at the limits, separators, quotes, other encodings, other formats.
+TOKENS = [
+    *(b"\xff\xff\xff\xff", b"\0" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\0", b"\xef\xbb\xbf"),
+    *(b",", b'"', b"\n", b"\r", b"\n\n", b";", b"nan", b"-inf", b"1e999", b"9" * 400, b"--1"),
+    *(b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x09", b"'|O'", b"'<V8'", b"(99999999999,)"),
+    *(b"'shape': (-1,)", b"../../x", b"{}", b"[[[[", b'"dtype":"F64"', b"\x80\x04\x95", b"\xfe"),
+]
+
+
+def mutants(whole: bytes, seed: int) -> Iterator[bytes]:
+    """Versions of a file with bytes changed, cut out, doubled, put in; and pure noise."""
+    r = np.random.default_rng(seed)
+    for number in range(INPUTS):
+        content = bytearray(whole if number % 20 else r.bytes(int(r.integers(200))))
+        for _ in range(int(r.integers(1, 6))):
+            start = int(r.integers(len(content) + 1))
+            stop = min(len(content), start + int(r.integers(1, 40)))
+            match r.integers(6):
+                case 0:
+                    content[start:stop] = b""
+                case 1:
+                    content[start:stop] = content[start:stop] * 3
+                case 2:
+                    content[start:stop] = r.bytes(stop - start)
+                case 3:
+                    content[start:start] = TOKENS[r.integers(len(TOKENS))]
+                case 4:
+                    token = TOKENS[r.integers(len(TOKENS))]
+                    content[start : start + len(token)] = token
+                case 5:
+                    del content[start:]
+        yield bytes(content)
+
+
+def csv() -> bytes:
+    """A table."""
+    rows = [f"{i},{i * 0.5:.3f},{-i}e-3" for i in range(20)]
+    return "\n".join(["a,b,target", *rows, ""]).encode()
+
+
+def npz(save: Callable = np.savez) -> bytes:
+    """Arrays."""
+    file = io.BytesIO()
+    save(file, x=np.arange(60, dtype=np.float32).reshape(20, 3), y=np.arange(20))
+    return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """1 GiB more than the process has: whoever believes a header that says more fails."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def usable(dataset: data.Dataset) -> bool:
+    """Tell whether all numbers are finite."""
+    return np.isfinite(dataset.features).all() and np.isfinite(dataset.targets).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "target"),
+    [
+        ("table.csv", csv(), "target"),
+        ("arrays.npz", npz(), None),
+        ("packed.npz", npz(np.savez_compressed), None),
+    ],
+)
+def test_data(name: str, whole: bytes, target: str | None, tmp_path: Path) -> None:
+    """A DataError that names the file, or finite numbers."""
+    path = tmp_path / name
+    path.write_bytes(whole)
+    assert usable(data.load(str(path), target))
+    refused = unnamed = 0
+    for content in mutants(whole, seed=len(whole)):
+        path.write_bytes(content)
+        try:
+            assert usable(data.load(str(path), target))
+        except DataError as error:
+            refused += name in str(error)
+            unnamed += name not in str(error)
+    assert refused > INPUTS / 4
+    assert not unnamed
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    """A CheckpointError, or arrays and a header; and that although a SHA-256 is checked before."""
+    path = Folder(tmp_path).write(1, {"a": np.arange(50.0), "b": np.zeros((2, 3), "i4")}, "{}", 1)
+    whole = path.read_bytes()
+    refused = 0
+    for content in mutants(whole, seed=1):
+        try:
+            arrays, header = parse(content)
+            assert isinstance(header, str)
+            assert all(isinstance(array, np.ndarray) for array in arrays.values())
+        except CheckpointError:
+            refused += 1
+    assert refused > INPUTS / 4
+
+
+def test_a_zip_bomb(tmp_path: Path) -> None:
+    """An array that unpacks to more than memory, whether it is there or its header only says so."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (2**31, 1)}
+    )
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("x.npy", "y.npy"):
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(header.getvalue())
+                for _ in range(2**5):
+                    member.write(bytes(2**26))
+    with pytest.raises(DataError, match=r"bomb\.npz does not fit into memory"):
+        data.load(str(path))
+    # The directory at the end of the file claims sizes that the file can't hold.
+    whole = bytearray(npz())
+    place = whole.rindex(b"PK\x01\x02")
+    struct.pack_into("<II", whole, place + 20, 2**31, 2**31)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"bomb\.npz"):
+        data.load(str(path))
