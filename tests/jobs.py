@@ -45,7 +45,7 @@ def command(
 def run_job(
     np: int,
     argv: Sequence[str],
-    launcher: str = "horovodrun",
+    launcher: str = "mpirun",
     env: Mapping[str, str] | None = None,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,8 @@ def run_job(
     Args:
         np: how many workers; more than there are cores is fine.
         argv: arguments of the Python interpreter: a script or `-m module`, and its arguments.
-        launcher: `"horovodrun"`, `"mpirun"`, or `"python"` for a process of its own (`np` is 1).
+        launcher: `"mpirun"`, `"horovodrun"` (which itself imports TensorFlow: seconds a job), or
+            `"python"` for a process of its own (`np` is 1).
         env: variables to add.
         timeout: seconds; then the whole job is killed and `subprocess.TimeoutExpired` raised.
     """

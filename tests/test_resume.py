@@ -109,7 +109,7 @@ def never_stopped() -> tuple:
     return ended
 
 
-@pytest.mark.parametrize("steps", range(1, STEPS * ENDS_AFTER + 1))
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, STEPS * ENDS_AFTER])
 def test_stopped_after_any_step(steps: int, tmp_path: Path, never_stopped: tuple) -> None:
     """Weights, optimizer, History and what callbacks remember go on as if nothing had been."""
     with pytest.raises(KeyboardInterrupt):
@@ -265,7 +265,7 @@ def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
         argv = [PROGRAM, str(tmp_path / out), str(tmp_path / "saved"), *killed]
         return run_job(workers, argv, launcher, {"BACKEND": backend}).returncode
 
-    assert run("killed", 2, "horovodrun", "1", "11", "SIGKILL") != 0
+    assert run("killed", 2, "mpirun", "1", "11", "SIGKILL") != 0
     assert run("killed", 3, "mpirun", "2", "15", "SIGTERM", backend="mpi") == 143
     assert not (tmp_path / "killed").exists()
     assert run("resumed", 1, "python") == 0
@@ -287,7 +287,7 @@ def test_the_main_job_goes_on(tmp_path: Path) -> None:
     saved = ["--checkpoint", str(tmp_path / "saved")]
     code, whole, error = run(1, "python", "whole", "--epochs", "4", "--seed", "2")
     assert code == 0, error
-    code, _, error = run(2, "horovodrun", "part", "--epochs", "2", "--seed", "2", *saved)
+    code, _, error = run(2, "mpirun", "part", "--epochs", "2", "--seed", "2", *saved)
     assert code == 0, error
     code, ended, error = run(1, "python", "rest", "--epochs", "4", "--resume", *saved)
     assert (code, ended) == (0, whole), error

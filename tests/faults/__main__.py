@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.faults import trials
+from tests.faults import kills, trials
 
 
 def main() -> None:
@@ -17,8 +17,11 @@ def main() -> None:
     parser.add_argument(
         "--by-hand", action="store_true", help="strike a loop by hand over Horovod, to compare"
     )
+    parser.add_argument("--kills", type=int, help="instead, kill so many trainings and resume them")
     parser.add_argument("--log", type=Path, help="file for the output of trials that went wrong")
     options = parser.parse_args()
+    if options.kills:
+        sys.exit(_kills(options.kills, options.seed))
     todo = trials.faults(options.seed)
     if options.by_hand:
         todo = [f for f in todo if f.phase not in ("checkpoint", "evaluation")]
@@ -39,6 +42,18 @@ def main() -> None:
                 log.write(f"### {number + 1} {fault}: {problems}\n{outcome.output}\n")
     print(trials.summary(outcomes))
     sys.exit(any(outcome.problems for outcome in outcomes))
+
+
+def _kills(count: int, seed: int) -> bool:
+    """Kill and resume; tell whether one of the trainings ended otherwise than one never killed."""
+    expected = kills.never_killed()
+    equal = 0
+    for number in range(count):
+        kill = kills.run(seed + number, saving=number % 2 == 1, expected=expected)
+        equal += kill.equal
+        print(f"{number + 1:4} {kill}", flush=True)
+    print(f"{equal} of {count} killed trainings ended in the same bits as one never killed")
+    return equal < count
 
 
 if __name__ == "__main__":

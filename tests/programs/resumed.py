@@ -3,7 +3,8 @@
     python resumed.py OUT.json FOLDER [RANK STEP SIGNAL]
 
 It goes on with what FOLDER holds. With RANK, STEP and SIGNAL that worker gets the signal after so
-many steps.
+many steps. With BEGAN in the environment, each worker writes its process number to the file
+BEGAN.RANK when its training begins.
 """
 
 from __future__ import annotations
@@ -99,6 +100,14 @@ def main() -> None:
     folder, more = Path(sys.argv[2]), []
     if sys.argv[3:] and int(sys.argv[3]) == ddp_gd.rank():
         more = [Signalled(int(sys.argv[4]), signal.Signals[sys.argv[5]], folder)]
+    if "BEGAN" in os.environ:
+        file = Path(f"{os.environ['BEGAN']}.{ddp_gd.rank()}")
+
+        def note(logs: Any = None) -> None:
+            file.with_suffix(".partial").write_text(str(os.getpid()))
+            file.with_suffix(".partial").rename(file)
+
+        more.append(keras.callbacks.LambdaCallback(on_train_begin=note))
     left = train(folder, more)
     if ddp_gd.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(left))
