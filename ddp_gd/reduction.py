@@ -54,8 +54,14 @@ class AllReduce:
         self._size = micro_batch_size
 
     def __call__(
-        self, function: Function, arguments: Arguments, share: list[Tensor], first: Tensor, _: int
-    ) -> tuple[Any, Any, list[tuple[Any, Any]]]:
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        first: Tensor,
+        micro_batches: int,
+        flag: Tensor | float = 0.0,
+    ) -> tuple[Any, Any, list[tuple[Any, Any]], Tensor]:
         """Sum `function(*arguments(rows, number))` over the micro-batches of all workers.
 
         Args:
@@ -63,10 +69,12 @@ class AllReduce:
             arguments: the function's, for a micro-batch of these rows and this number.
             share: this worker's rows.
             first: number of its first micro-batch.
+            micro_batches: how many the step has; not needed here.
+            flag: a number that every worker gives, whatever its share.
 
         Returns:
-            The sums and pieces of all workers, and this worker's own: a list of sums and pieces,
-            whose sum was its part.
+            The sums and pieces of all workers; this worker's own, a list of sums and pieces, whose
+            sum was its part; the sum of all flags.
         """
         if self._size is None:
             sums, pieces = function(*arguments(share, first))
@@ -74,10 +82,10 @@ class AllReduce:
             sums, pieces = self._loop(function, arguments, share, first, self._size)
         own = [(sums, pieces)]
         if self._communicator.size == 1:
-            return sums, pieces, own
-        added = self._communicator.allreduce_sum(tf.nest.flatten(sums))
+            return sums, pieces, own, tf.convert_to_tensor(flag)
+        *added, flags = self._communicator.allreduce_sum([*tf.nest.flatten(sums), flag])
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(sums, added), joined, own
+        return tf.nest.pack_sequence_as(sums, added), joined, own, flags
 
     def _loop(
         self,
@@ -141,7 +149,8 @@ class CanonicalTree:
         share: list[Tensor],
         first: Tensor,
         micro_batches: int,
-    ) -> tuple[Any, Any, list[tuple[Any, Any]]]:
+        flag: Tensor | float = 0.0,
+    ) -> tuple[Any, Any, list[tuple[Any, Any]], Tensor]:
         """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
         rank, size = self._communicator.rank, self._communicator.size
         owned = [
@@ -155,23 +164,34 @@ class CanonicalTree:
         if pieces is None:
             pieces = tf.nest.map_structure(_no_rows, specs[1])
         if size == 1:
-            return own[0][0], pieces, own
-        sums = [sums for sums, _ in own]
-        total = self._finish(sums, tf.nest.flatten(specs[0]), owned, micro_batches)
+            return own[0][0], pieces, own, tf.convert_to_tensor(flag)
+        nodes = [tf.nest.flatten(sums) for sums, _ in own]
+        wanted = tf.nest.flatten(specs[0])
+        if all(owned):  # the flags are one more number to sum: on the first node of each worker
+            for number, tensors in enumerate(nodes):
+                tensors.append(tf.convert_to_tensor(flag if number == 0 else 0.0))
+            wanted.append(tf.TensorSpec([], tf.float32))
+            *total, flags = self._finish(nodes, wanted, owned, micro_batches)
+        else:
+            total = self._finish(nodes, wanted, owned, micro_batches)
+            (flags,) = self._communicator.allreduce_sum([flag])
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(specs[0], total), joined, own
+        return tf.nest.pack_sequence_as(specs[0], total), joined, own, flags
 
     def _finish(
-        self, own: list[Any], specs: list[Any], owned: list[list[tree.Node]], micro_batches: int
+        self,
+        nodes: list[list[Tensor]],
+        specs: list[Any],
+        owned: list[list[tree.Node]],
+        micro_batches: int,
     ) -> list[Tensor]:
         """Exchange this worker's nodes for all workers' total."""
         total: list[Tensor] = [None] * len(specs)
-        flat = [tf.nest.flatten(sums) for sums in own]
         for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
             places = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
             vectors = [
                 tf.concat([tf.reshape(tensors[i], [-1]) for i in places], axis=0)
-                for tensors in flat
+                for tensors in nodes
             ]
             sizes = [specs[i].shape.num_elements() for i in places]
             vector = self._finish_vector(vectors, sum(sizes), dtype, owned, micro_batches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from typing import Any
 
 import keras
@@ -108,13 +107,14 @@ def synchronize(communicator: Communicator, model: keras.Model) -> None:
         variable.assign(value)
 
 
-def check(communicator: Communicator, model: keras.Model, when: str) -> None:
+def check(communicator: Communicator, model: keras.Model, since: str, now: str) -> None:
     """Compare the workers' copies of the model and the optimizer, bit for bit.
 
     Args:
         communicator: the workers.
         model: its copy on this worker.
-        when: what has just been made, "epoch 3".
+        since: when they were last found the same, "epoch 2".
+        now: what has just been made, "epoch 3".
 
     Raises:
         ReplicaError: on every worker, naming the ranks that differ from the others.
@@ -123,16 +123,23 @@ def check(communicator: Communicator, model: keras.Model, when: str) -> None:
         return
     own = np.frombuffer(_digest(variables(model)), np.uint8)
     digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
-    keys = [row.tobytes() for row in digests]
-    usual = Counter(keys).most_common(1)[0][0]
-    parted = [rank for rank, key in enumerate(keys) if key != usual]
-    if parted:
-        names = ", ".join(map(str, parted))
-        raise ReplicaError(
-            f"After {when} the model or optimizer of rank {names} no longer has the "
-            "same bits as the others'. Its weights can't be trusted: a callback that changes "
-            "weights on some workers only, or a memory error. Start again from the last checkpoint."
-        )
+    ranks: dict[bytes, list[int]] = {}
+    for rank, row in enumerate(digests):
+        ranks.setdefault(row.tobytes(), []).append(rank)
+    if len(ranks) == 1:
+        return
+    *few, most = sorted(ranks.values(), key=len)
+    if 2 * len(most) > len(digests):
+        parted = ", ".join(str(rank) for group in few for rank in group)
+        text = f"rank {parted} no longer has the same bits as the others'"
+    else:
+        groups = " and ".join(", ".join(map(str, group)) for group in sorted(ranks.values()))
+        text = f"ranks {groups} are no longer the same bits, and no majority tells which are right"
+    raise ReplicaError(
+        f"After {now} the model or optimizer of {text}: a callback that changes weights on some "
+        f"workers only, or a memory error. They were the same after {since}. Remove the "
+        "checkpoints that were saved later, and go on from the last one before."
+    )
 
 
 def any_worker(communicator: Communicator, flag: bool) -> bool:

@@ -26,7 +26,7 @@ import tensorflow as tf
 from ddp_gd import cores
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
-from ddp_gd.errors import ConfigError, DdpGdError, MismatchError
+from ddp_gd.errors import ConfigError, DdpGdError, LaunchError, MismatchError
 from ddp_gd.watch import Report, Watch, stall_seconds, start_limit
 
 
@@ -78,9 +78,10 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
     limit = stall_seconds()
     with start_limit(started.rank, limit if started.size > 1 else 0):
         communicator = open_communicator(backend)
+        board = communicator.open_board(len(Report._fields))
     if communicator.size > 1:
         speaks: Callable[[], bool] = functools.partial(_wait_for_lower, communicator)
-        if (board := communicator.open_board(len(Report._fields))) is not None:
+        if board is not None:
             watch = Watch(communicator, board, limit)
             watch.start()
             atexit.register(watch.leave)
@@ -259,21 +260,30 @@ def _end_job_on_exception(
     def end_job(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        if speaks():
-            where = f" (rank {rank} on {socket.gethostname()})" if rank > 0 else ""
-            if isinstance(error, DdpGdError) and os.environ.get("DDP_GD_TRACEBACK") != "1":
-                text = f"ddp_gd: error{where}: {error}\n"
-            else:
-                lines = "".join(traceback.format_exception(kind, error, trace))
-                text = f"ddp_gd: this ended the job{where}:\n{lines}"
-            sys.stdout.flush()
-            sys.stderr.write(text)  # in one piece: other workers write too
-            sys.stderr.flush()
+        where = f" (rank {rank} on {socket.gethostname()})" if rank > 0 else ""
+        if isinstance(error, DdpGdError) and os.environ.get("DDP_GD_TRACEBACK") != "1":
+            text = f"ddp_gd: error{where}: {error}\n"
         else:
-            time.sleep(3)  # the launcher ends this worker, too
-        abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+            lines = "".join(traceback.format_exception(kind, error, trace))
+            text = f"ddp_gd: this ended the job{where}:\n{lines}"
+        try:
+            if speaks():
+                sys.stdout.flush()
+                sys.stderr.write(text)  # in one piece: other workers write too
+                sys.stderr.flush()
+            else:
+                time.sleep(3)  # the launcher ends this worker, too
+        finally:
+            abort(exit_status(error))
 
     sys.excepthook = end_job
+
+
+def exit_status(error: BaseException) -> int:
+    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, DdpGdError) and not isinstance(error, LaunchError) else 1
 
 
 def _wait_for_lower(place: Launch | Communicator) -> bool:

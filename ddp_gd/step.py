@@ -39,7 +39,6 @@ class Sums(NamedTuple):
     gradients: list[Tensor]  # d loss / d w, for each w that the loss depends on
     state: list[Tensor]  # the new values of other variables that a forward pass changes
     metrics: list[Tensor]  # what the rows add to the metrics' states
-    stop: Tensor  # scalar, above 0 where a worker was asked to stop
 
 
 class Pieces(NamedTuple):
@@ -119,7 +118,6 @@ class Steps:
             number,
             number,
             totals,
-            tf.TensorSpec([], tf.float32),
         )
         if self.splits:
             bits.require_tracked_state(self._sum)
@@ -201,28 +199,29 @@ class Steps:
         self, count: int, share: list[Tensor], batch_rows: Tensor, first: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """THE step: this worker's sums, their reduction over all workers, the update."""
-        state, ask = self.state.read(), self.ask_to_stop.read_value()
+        state = self.state.read()
         totals = tf.zeros(len(self.losses))
         if self.splits and self._count.structured_outputs[0] is not None:
-            totals, _, _ = self._reduce(
+            totals, *_ = self._reduce(
                 self._count, lambda rows, _: (state, rows), share, first, count
             )
-        sums, pieces, own = self._reduce(
+        sums, pieces, own, asked = self._reduce(
             self._sum,
-            lambda rows, number: (state, rows, batch_rows, number, totals, ask),
+            lambda rows, number: (state, rows, batch_rows, number, totals),
             share,
             first,
             count,
+            self.ask_to_stop.read_value(),
         )
         if self.training:
             self._apply(sums, pieces)
         self.state.assign(sums.state)
         self.state.log(sums.loss, sums.losses, sums.metrics, batch_rows)
         if not self._stop_on_nan:
-            return tf.constant(True), tf.constant(True), sums.stop > 0
+            return tf.constant(True), tf.constant(True), asked > 0
         finite = self._is_finite([(sums, pieces)])
         share_finite = tf.cond(finite, lambda: True, lambda: self._is_finite(own))
-        return finite, share_finite, sums.stop > 0
+        return finite, share_finite, asked > 0
 
     def _is_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
         """Whether losses and gradients are. A sum tells of all its terms, and takes one pass."""
@@ -241,7 +240,6 @@ class Steps:
         batch_rows: Tensor,
         number: Tensor,
         totals: Tensor,
-        ask: Tensor,
     ) -> tuple[Sums, Pieces]:
         """Forward and backward through one micro-batch: its part of every sum.
 
@@ -251,7 +249,6 @@ class Steps:
             batch_rows: rows of the global mini-batch.
             number: of the micro-batch within the global mini-batch.
             totals: denominators of the whole global mini-batch, see `losses.py`.
-            ask: 1 if this worker was asked to stop, else 0.
         """
         model = self.model
         x, y, sample_weight = self.signature.unpack(rows)
@@ -278,7 +275,7 @@ class Steps:
             if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
         ]
         return (
-            Sums(loss, losses, dense, new_state, metrics, tf.identity(ask)),
+            Sums(loss, losses, dense, new_state, metrics),
             Pieces([g.indices for g in slices], [g.values for g in slices]),
         )
 

@@ -18,7 +18,9 @@ def main() -> None:
     """Train as the command line says, on all workers of the job."""
     config = _parse()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the CPU and absent GPUs
-    from .experiment import run  # imports TensorFlow: not for --help
+    # They import TensorFlow: not for --help.
+    from .experiment import run
+    from .runtime import exit_status
 
     try:
         run(config)
@@ -26,9 +28,9 @@ def main() -> None:
         # Of several workers one speaks and ends them all: runtime.init() saw to that.
         if launch().size > 1 or os.environ.get("DDP_GD_TRACEBACK") == "1":
             raise
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        sys.exit(f"ddp_gd: error: {error}")
+        if isinstance(error, DdpGdError):
+            print(f"ddp_gd: error: {error}", file=sys.stderr)
+        sys.exit(exit_status(error))
 
 
 def _parse() -> TrainConfig:

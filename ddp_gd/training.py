@@ -102,6 +102,8 @@ def fit(
         raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
     if not isinstance(checkpoint, (Checkpoint, type(None))):
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
+    if communicator.size > 1:  # before the rest is compared: the next lines are for all or none
+        runtime.agree(communicator, {"checkpoint": repr(checkpoint)})
     saved = None if checkpoint is None else snapshot.load(communicator, checkpoint)
     if saved is not None and seed is None:
         seed = saved.seed
@@ -184,7 +186,7 @@ def fit(
             saver=saver,
             saved=saved,
             interrupts=interrupts,
-            save_every=checkpoint.every_steps if saver is not None and checkpoint else None,
+            save_every=checkpoint.every_steps if checkpoint else None,
             check_every=check_every,
         )
         logs = training.run(first_epoch, epochs)
@@ -209,6 +211,7 @@ class _Training:
     interrupts: Interrupts
     save_every: int | None
     check_every: int | None
+    checked: str = "its beginning"
 
     def run(self, first: int, epochs: int) -> dict[str, Any]:
         """Train the epochs `first` to `epochs - 1`, counted from 0; return the last logs."""
@@ -246,21 +249,27 @@ class _Training:
             hooks.callbacks.on_train_batch_end(stop - 1, logs)
             position = Position(epoch, stop)
             if asked:
+                self._check(str(position))
                 self._leave(position, logs)
             if hooks.want_to_stop():
                 break
             if stop == steps:
                 break  # the end of the epoch sees to the rest
-            if self.check_every and (epoch * steps + stop) % self.check_every == 0:
-                replicas.check(self.communicator, model, str(position))
+            if any((epoch * steps + stop) % every == 0 for every in pauses):
+                self._check(str(position))  # before it is saved
             if self.saver is not None:
                 self.saver.step_ended(position, logs)
         if self.validation_loop is not None and _is_due(epoch, self.validation_freq):
             validation_logs = _evaluate(model, self.validation_loop, hooks)
             logs |= {f"val_{name}": value for name, value in validation_logs.items()}
         hooks.callbacks.on_epoch_end(epoch, logs)
-        replicas.check(self.communicator, model, f"epoch {epoch + 1}")
+        self._check(f"epoch {epoch + 1}")
         return logs
+
+    def _check(self, now: str) -> None:
+        """Compare the workers' copies of the model."""
+        replicas.check(self.communicator, self.model, self.checked, now)
+        self.checked = now
 
     def _leave(self, position: Position, logs: dict[str, Any]) -> NoReturn:
         """End all workers after the same step, when rank 0 has saved it."""

@@ -8,7 +8,7 @@ and looks at what the others posted. The job ends where it is certain that it ca
 - the process of a worker on the same host is gone;
 - a worker came to the end of its program, and another one is in a collective that it never joined;
 - a worker has said nothing for `DDP_GD_STALL_SECONDS` (stopped, or its host or network is lost),
-  while another one waits in a collective;
+  while another one waits in a collective; ten times as long if its process can be seen to run;
 - a worker is alive and has not come to a collective for ten times as long: an endless loop, or a
   callback or a compilation slower than that;
 - the launcher is gone.
@@ -18,13 +18,13 @@ Not seen: a worker that computes for ever inside a step, since a long step looks
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class Watch:
         self._end = end
         self._state = _RUNNING
         self._process = os.getpid()
-        self._began = _began(self._process)
+        self._began = _began(self._process) or 0
         self._launcher = os.getppid()
         others = [r for r in range(communicator.size) if r != communicator.rank]
         now = time.monotonic()
@@ -138,9 +138,11 @@ class Watch:
         """Post, read, and end the job if it can't go on."""
         with self._lock:
             now = time.monotonic()
-            if now - self._looked > 4 * TICK:  # this worker was itself stopped, or had no core
-                self._heard = dict.fromkeys(self._heard, now)
-                self._changed = dict.fromkeys(self._changed, now)
+            if now - self._looked > 4 * TICK:
+                # This worker was itself stopped, or had no core: nobody else is to blame for that.
+                missed = now - self._looked - TICK
+                self._heard = {rank: heard + missed for rank, heard in self._heard.items()}
+                self._changed = {rank: then + missed for rank, then in self._changed.items()}
             self._looked = now
             gone = self._gone()  # before reading: a last message may be there
             self._board.post(self._report())
@@ -152,7 +154,8 @@ class Watch:
                 self._end(1)
             gone = {rank for rank in gone if self._reports[rank].state == _RUNNING}
             if gone:
-                self._stop(min(gone), "has died; the launcher tells of what", gone)
+                what = "has died; the launcher tells of what"
+                self._stop(min(gone), what, gone, self._neighbours)
             if os.getppid() != self._launcher:
                 self._say("the launcher of this job is gone")
                 self._end(1)
@@ -172,25 +175,41 @@ class Watch:
             self._stop(early[0], f"ended its program, but rank {self._rank} waits for it", early)
         if not self._limit or not (waits or self._state == _ENDED):
             return
-        silent = [rank for rank, heard in self._heard.items() if now - heard > self._limit]
+        silent = {
+            rank: now - heard
+            for rank, heard in self._heard.items()
+            if now - heard > self._limit * (PATIENCE if self._is_running(rank) else 1)
+        }
         if silent:
-            self._stop(silent[0], f"has not answered for {self._limit:g} s", silent)
+            rank = min(silent)
+            self._stop(rank, f"has not answered for {silent[rank]:.0f} s", silent)
         if not waits:
             return
         for rank, report in self._reports.items():
             away = now - self._changed[rank]
             if report.joining > report.done or report.state == _ENDED or away < self._limit:
                 continue
+            if now - self._heard[rank] > 4 * TICK:  # silent, but not long enough
+                continue
             text = f"has not come to a collective for {away:.0f} s, though its process answers"
             if away > PATIENCE * self._limit:
                 self._stop(rank, text, [rank])
-            if rank not in self._warned and self._speaks([rank]):
+            if rank not in self._warned and self._speaks([rank], self._waiting()):
                 self._warned.add(rank)
                 self._say(f"{self._name(rank)} {text}; all wait for it in {mine.where}", "warning")
 
-    def _stop(self, rank: int, what: str, missing: list[int] | set[int]) -> None:
-        """End the job because of `rank`; the first worker that is not missing says so."""
-        if self._speaks(missing):
+    def _stop(
+        self, rank: int, what: str, missing: Iterable[int], seen_by: Iterable[int] | None = None
+    ) -> None:
+        """End the job because of `rank`; the first of those who see it says so.
+
+        Args:
+            rank: the one to blame.
+            what: happened to it.
+            missing: those of whom the same is true.
+            seen_by: others that see it; by default those that are waiting, too.
+        """
+        if self._speaks(missing, self._waiting() if seen_by is None else seen_by):
             time.sleep(2 * TICK)  # the launcher sees a death first, and tells of the right one
             where = self._attendance.where
             self._say(
@@ -201,19 +220,27 @@ class Watch:
             time.sleep(6 * TICK)
         self._end(1)
 
-    def _speaks(self, missing: list[int] | set[int]) -> bool:
-        """Tell whether this is the first worker that isn't missing, as far as can be known."""
-        first = min({self._rank, *self._reports} - set(missing))
-        return first == self._rank
+    def _speaks(self, missing: Iterable[int], seen_by: Iterable[int]) -> bool:
+        """Tell whether this is the first of the workers that see what is wrong."""
+        return min({self._rank, *seen_by} - set(missing)) == self._rank
+
+    def _waiting(self) -> list[int]:
+        """The others that wait for somebody."""
+        return [
+            rank
+            for rank, report in self._reports.items()
+            if report.joining > report.done or report.state == _ENDED
+        ]
 
     def _name(self, rank: int) -> str:
         report = self._reports[rank]
         return f"rank {rank} (process {report.process} on {self._board.hosts[rank]})"
 
     def _say(self, text: str, kind: str = "error") -> None:
-        sys.stdout.flush()
-        sys.stderr.write(f"ddp_gd: {kind}: {text}\n")  # in one piece
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # the launcher, and its pipes, may be gone
+            sys.stdout.flush()
+            sys.stderr.write(f"ddp_gd: {kind}: {text}\n")  # in one piece
+            sys.stderr.flush()
 
     def _report(self) -> Report:
         mine = self._attendance
@@ -227,8 +254,9 @@ class Watch:
             if report != self._reports[rank]:
                 self._changed[rank] = now
                 self._warned.discard(rank)
-            if not self._reports[rank].process and report.began == _began(report.process):
-                self._neighbours.add(rank)
+            first = not self._reports[rank].process
+            if first and report.began and report.began == _began(report.process):
+                self._neighbours.add(rank)  # a process number on another host says nothing here
             self._reports[rank] = report
 
     def _in(self, state: int) -> list[int]:
@@ -239,11 +267,21 @@ class Watch:
         return {
             rank
             for rank in self._neighbours
-            if _began(self._reports[rank].process) != self._reports[rank].began
+            if _began(self._reports[rank].process) not in (self._reports[rank].began, None)
         }
 
+    def _is_running(self, rank: int) -> bool:
+        """Whether the worker is seen to be at work, or to sleep; not so where it was stopped.
 
-@contextmanager
+        One call of a library may keep Python from running anything else for minutes.
+        """
+        if rank not in self._neighbours:
+            return False
+        fields = _fields(self._reports[rank].process) or ["T"]
+        return fields[0] not in "Tt"
+
+
+@contextlib.contextmanager
 def start_limit(rank: int, limit: float) -> Iterator[None]:
     """End this process if what is done inside, where workers wait for each other, takes too long.
 
@@ -254,12 +292,16 @@ def start_limit(rank: int, limit: float) -> Iterator[None]:
 
     def give_up() -> None:
         time.sleep(rank * TICK)  # the first to speak ends the others
-        sys.stderr.write(
+        text = (
             f"ddp_gd: error: rank {rank} on {socket.gethostname()} has waited "
             f"{PATIENCE * limit:g} s for the other workers to start. See which process of the job "
             "hangs or was never started; DDP_GD_STALL_SECONDS changes the limit.\n"
         )
-        os._exit(1)
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
 
     timer = threading.Timer(PATIENCE * limit, give_up)
     timer.daemon = True
@@ -289,13 +331,27 @@ def stall_seconds() -> float:
     return limit
 
 
-def _began(process: int) -> int:
-    """When a process of this host began, in clock ticks since the start; 0 if it's gone.
+def _began(process: int) -> int | None:
+    """When a process of this host began, in clock ticks since the start.
 
-    From /proc/PID/stat: state and start time are its fields 3 and 22. See proc(5).
+    Returns:
+        0 if it's gone, None if that can't be told.
+    """
+    fields = _fields(process)
+    if not fields:
+        return None if fields is None else 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _fields(process: int) -> list[str] | None:
+    """What proc(5) calls fields 3 and following of /proc/PID/stat: state, ..., start time (22).
+
+    Returns:
+        An empty list if the process is gone, None if that can't be told.
     """
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    except OSError:  # no file descriptor left, say
+        return None

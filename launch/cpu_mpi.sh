@@ -7,9 +7,10 @@
 #   -np N              N workers; default: as many as there are slots
 #   --hosts A:4,B:4    hosts and how many workers each takes (one, without a number); mpirun reaches
 #                      them by ssh, and finds the same checkout and set-up there at the same path
-#   --restarts K       after a failure, start again with --resume; give up after K failures in a row
-#                      that left no new checkpoint. Needs --checkpoint FOLDER among the training
-#                      arguments, on a disk that all hosts share
+#   --restarts K       after a failure, start again with --resume; give up after K starts in a row
+#                      that left no new checkpoint. Not after errors that would come again (exit
+#                      status 2). Needs --checkpoint FOLDER among the training arguments, on a
+#                      disk that this host and the first one of --hosts share
 #   --min-np M         on a restart, be content with M workers when hosts stay away; default: N
 #   --dry-run          print the command instead, one argument a line
 #   -h, --help         this text, then the training arguments
@@ -105,7 +106,7 @@ reachable() {
     local -a list
     IFS=, read -ra list <<<"$hosts"
     for host in "${list[@]}"; do
-        if ssh -o BatchMode=yes -o ConnectTimeout=5 "${host%%:*}" true </dev/null >/dev/null 2>&1; then
+        if is_here "${host%%:*}" || ssh -o BatchMode=yes -o ConnectTimeout=5 "${host%%:*}" true </dev/null >/dev/null 2>&1; then
             found+=("$host")
         else
             say "${host%%:*} does not answer"
@@ -117,6 +118,10 @@ reachable() {
     )
 }
 
+is_here() { # is_here <host>: is it this one, which mpirun needs no ssh for?
+    [[ $1 == localhost || $1 == 127.* || $1 == "$(hostname)" || $1 == "$(hostname -s)" ]]
+}
+
 newest() { # the newest checkpoint's name: progress shows in it
     local -a found=("$checkpoint"/step-*.safetensors)
     echo "${found[-1]}"
@@ -126,6 +131,10 @@ backend=()
 if ! horovod_is_installed; then
     say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
     backend=(--backend mpi)
+fi
+
+if ((restarts)) && [[ ${#resume[@]} == 0 && -e $(newest) ]]; then
+    refuse "$checkpoint holds the checkpoints of a training. Give --resume to go on with it, or an empty folder."
 fi
 
 failures=0

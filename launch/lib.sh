@@ -47,7 +47,7 @@ horovod_is_installed() {
 }
 
 # Run a command that starts children and does not pass signals on. Sets job_status, its exit status,
-# or 128 + the number of the signal that this script got. The first signal asks the workers to save
+# or 128 + the number of the signal that ended it. The first signal asks the workers to save
 # and stop, the second one ends them.
 run_family() {
     job_status=0 job_signal=0
@@ -63,14 +63,17 @@ run_family() {
     wait "$job" || job_status=$?
     # A signal interrupts the wait, and the first process may end before its children do.
     while kill -0 -- "-$job" 2>/dev/null; do
-        sleep 0.1
+        sleep 0.1 || true # Ctrl-C reaches it, too
         wait "$job" || job_status=$?
     done
     trap - TERM HUP INT
-    if ((job_signal)); then
-        # shellcheck disable=SC2034  # for the script that called
-        job_status=$((128 + job_signal))
-    fi
+    case $job_status in
+        0 | 130 | 137 | 138 | 143) # ended, or killed, by the signal; an error of its own stays
+            if ((job_signal)); then
+                job_status=$((128 + job_signal))
+            fi
+            ;;
+    esac
 }
 
 on_signal() { # on_signal <name> <number>

@@ -20,7 +20,7 @@ class Board(Protocol):
     hosts: list[str]
 
     def post(self, message: Sequence[int]) -> None:
-        """Send `message` to every other worker that has taken the one before."""
+        """Send `message` to every other worker, unless the one before is still on its way."""
         ...
 
     def read(self) -> dict[int, list[int]]:

@@ -33,8 +33,7 @@ class MpiBoard:
         self._comm = MPI.COMM_WORLD.Dup()
         self._length = length
         self._others = [r for r in range(self._comm.Get_size()) if r != self._comm.Get_rank()]
-        # What is on its way to each worker. Never more than one message: to a worker that has
-        # stopped they would pile up.
+        # What is on its way to each worker: a buffer must live until it has been sent.
         self._sending: dict[int, tuple[MPI.Request, np.ndarray]] = {}
         mine = np.zeros(_HOST_BYTES, np.uint8)
         name = socket.gethostname().encode()[:_HOST_BYTES]
@@ -44,8 +43,8 @@ class MpiBoard:
         self.hosts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everyone]
 
     def post(self, message: Sequence[int]) -> None:
-        """Send `message` to every other worker that has taken the one before."""
-        for rank in self._others:
+        """Send `message` to every other worker, unless the one before is still on its way."""
+        for rank in self._others if not MPI.Is_finalized() else ():
             if rank not in self._sending or self._sending[rank][0].Test():
                 buffer = np.array(message, np.int64)
                 self._sending[rank] = self._comm.Isend(buffer, dest=rank), buffer
@@ -55,14 +54,14 @@ class MpiBoard:
         newest = {}
         buffer = np.empty(self._length, np.int64)
         status = MPI.Status()
-        while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
+        while not MPI.Is_finalized() and self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             self._comm.Recv(buffer, source=status.Get_source())
             newest[status.Get_source()] = buffer.tolist()
         return newest
 
     def is_sent(self) -> bool:
         """Tell whether nothing is on its way any more."""
-        return all(request.Test() for request, _ in self._sending.values())
+        return MPI.Is_finalized() or all(r.Test() for r, _ in self._sending.values())
 
 
 def open_board(length: int) -> MpiBoard | None:

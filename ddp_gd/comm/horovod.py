@@ -103,9 +103,11 @@ class HorovodCommunicator:
 
         An orderly exit would wait for the peers in MPI_Finalize, and they wait for us.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
     def open_board(self, length: int) -> Board | None:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""

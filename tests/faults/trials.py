@@ -128,7 +128,8 @@ def run(fault: Fault, by_hand: bool = False) -> Outcome:
             ended = time.time()
             time.sleep(0.1)
             orphans = _marked(mark) if status is not None else []
-            while _marked(mark) and time.time() < ended + 10:
+            deadline = ended + 10
+            while _marked(mark) and ended < deadline:
                 time.sleep(0.1)
                 ended = time.time()
             for left in _marked(mark):

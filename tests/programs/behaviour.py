@@ -184,6 +184,23 @@ def not_a_number(_: Path) -> None:
         f"on rank {1 if ddp_gd.size() == 3 else 0} (",
     ):  # fmt: skip
         fit(network(), x)
+    history = fit(network(), x, epochs=2, terminate_on_nan=False)
+    assert np.isnan(history.history["loss"]).all()
+
+
+def no_gradient(_: Path) -> None:
+    """A gradient that is infinite, of a loss that isn't, stops all workers at its step, too."""
+
+    def root(y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.sqrt(keras.ops.abs(y_true - y_pred))[:, 0]
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", root)
+    x = X.copy()
+    x[11] = 0  # the prediction for it is 0, as is the target; sqrt has no slope there
+    y = np.where(np.arange(13)[:, None] == 11, 0, Y + 9).astype("float32")
+    with raises(ddp_gd.NumericsError, "or its gradient", "step 2 of 2"):
+        fit(model, x, y)
 
 
 def mismatches(_: Path) -> None:
@@ -202,6 +219,7 @@ def mismatches(_: Path) -> None:
         "model.trainable_variables[0]": lambda: fit(network(2 + other)),
         "plan": lambda: fit(network(), batch_size=7 + odd),
         "epochs": lambda: fit(network(), epochs=other),
+        "checkpoint": lambda: fit(network(), checkpoint=ddp_gd.Checkpoint("x") if odd else None),
         "optimizer": lambda: fit(network(optimizer=keras.optimizers.SGD(0.1 * other))),
         "losses and metrics": lambda: fit(network(loss=huber(delta=0.5 * other))),
         "loss_weights": lambda: fit(network(loss_weights=[float(other)])),
@@ -227,9 +245,32 @@ def parted(_: Path) -> None:
         if ddp_gd.rank() == 1 and epoch == 1:
             model.layers[0].bias.assign_add([1e-7, 0, 0])
 
+    blamed = "rank 1 no longer" if ddp_gd.size() > 2 else "ranks 0 and 1 are no longer"
     model = network()
-    with raises(ddp_gd.ReplicaError, "After epoch 2", "rank 1 no longer"):
+    with raises(ddp_gd.ReplicaError, "After epoch 2", blamed, "the same after epoch 1"):
         fit(model, epochs=3, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=change)])
+
+
+def flipped(folder: Path) -> None:
+    """A flipped bit of the optimizer's state is found at the next check, and never saved."""
+
+    class Flip(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if ddp_gd.rank() == 0 and batch == 1:
+                momentum = model.optimizer.variables[2]
+                bits = momentum.numpy()
+                bits.reshape(-1).view(np.uint32)[1] ^= 1
+                momentum.assign(bits)
+
+    for options, after, since in (
+        ({"check_every": 3}, "step 3 of epoch 1", "its beginning"),
+        ({"checkpoint": ddp_gd.Checkpoint(folder / "saved", every_steps=1)}, "step 2", "step 1"),
+    ):
+        model = network(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
+        with raises(ddp_gd.ReplicaError, f"After {after}", f"the same after {since}"):
+            fit(model, batch_size=2, callbacks=[Flip()], **options)
+    fit(network())  # rank 0 is done
+    assert [path.name[:17] for path in (folder / "saved").iterdir()] == ["step-000000000001"]
 
 
 def warned(_: Path) -> None:
@@ -262,7 +303,7 @@ SCENARIOS = {
     function.__name__: function
     for function in (
         same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
-        backup, stopping, not_a_number, mismatches, parted, warned,
+        backup, stopping, not_a_number, no_gradient, mismatches, parted, flipped, warned,
     )
 }  # fmt: skip
 
