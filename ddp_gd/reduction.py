@@ -36,6 +36,12 @@ class Function(Protocol):
 
 
 Arguments = Callable[[list[Tensor], Tensor], tuple]
+# Numbers that a worker gives whatever its share, float32, from its own (sums, pieces).
+Flags = Callable[[list[tuple[Any, Any]]], Tensor]
+
+
+def _no_flags(_: list[tuple[Any, Any]]) -> Tensor:
+    return tf.zeros([0])
 
 
 class AllReduce:
@@ -60,8 +66,8 @@ class AllReduce:
         share: list[Tensor],
         first: Tensor,
         micro_batches: int,
-        flag: Tensor | float = 0.0,
-    ) -> tuple[Any, Any, list[tuple[Any, Any]], Tensor]:
+        flags: Flags = _no_flags,
+    ) -> tuple[Any, Any, Tensor, Tensor]:
         """Sum `function(*arguments(rows, number))` over the micro-batches of all workers.
 
         Args:
@@ -70,22 +76,21 @@ class AllReduce:
             share: this worker's rows.
             first: number of its first micro-batch.
             micro_batches: how many the step has; not needed here.
-            flag: a number that every worker gives, whatever its share.
+            flags: numbers that every worker gives, whatever its share.
 
         Returns:
-            The sums and pieces of all workers; this worker's own, a list of sums and pieces, whose
-            sum was its part; the sum of all flags.
+            The sums and pieces of all workers; this worker's flags; the sum of all flags.
         """
         if self._size is None:
             sums, pieces = function(*arguments(share, first))
         else:
             sums, pieces = self._loop(function, arguments, share, first, self._size)
-        own = [(sums, pieces)]
+        mine = flags([(sums, pieces)])
         if self._communicator.size == 1:
-            return sums, pieces, own, tf.convert_to_tensor(flag)
-        *added, flags = self._communicator.allreduce_sum([*tf.nest.flatten(sums), flag])
+            return sums, pieces, mine, mine
+        *added, all_flags = self._communicator.allreduce_sum([*tf.nest.flatten(sums), mine])
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(sums, added), joined, own, flags
+        return tf.nest.pack_sequence_as(sums, added), joined, mine, all_flags
 
     def _loop(
         self,
@@ -149,8 +154,8 @@ class CanonicalTree:
         share: list[Tensor],
         first: Tensor,
         micro_batches: int,
-        flag: Tensor | float = 0.0,
-    ) -> tuple[Any, Any, list[tuple[Any, Any]], Tensor]:
+        flags: Flags = _no_flags,
+    ) -> tuple[Any, Any, Tensor, Tensor]:
         """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
         rank, size = self._communicator.rank, self._communicator.size
         owned = [
@@ -163,20 +168,21 @@ class CanonicalTree:
         pieces = _join([pieces for _, pieces in own]) if own else None
         if pieces is None:
             pieces = tf.nest.map_structure(_no_rows, specs[1])
+        mine = flags(own)
         if size == 1:
-            return own[0][0], pieces, own, tf.convert_to_tensor(flag)
+            return own[0][0], pieces, mine, mine
         nodes = [tf.nest.flatten(sums) for sums, _ in own]
         wanted = tf.nest.flatten(specs[0])
         if all(owned):  # the flags are one more number to sum: on the first node of each worker
             for number, tensors in enumerate(nodes):
-                tensors.append(tf.convert_to_tensor(flag if number == 0 else 0.0))
-            wanted.append(tf.TensorSpec([], tf.float32))
-            *total, flags = self._finish(nodes, wanted, owned, micro_batches)
+                tensors.append(mine if number == 0 else tf.zeros_like(mine))
+            wanted.append(tf.TensorSpec(mine.shape, tf.float32))
+            *total, all_flags = self._finish(nodes, wanted, owned, micro_batches)
         else:
             total = self._finish(nodes, wanted, owned, micro_batches)
-            (flags,) = self._communicator.allreduce_sum([flag])
+            (all_flags,) = self._communicator.allreduce_sum([mine])
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(specs[0], total), joined, own, flags
+        return tf.nest.pack_sequence_as(specs[0], total), joined, mine, all_flags
 
     def _finish(
         self,

@@ -13,7 +13,7 @@ import tensorflow as tf
 from . import bits, runtime
 from .arrays import Arrays, Signature
 from .comm.base import Communicator
-from .errors import ConfigError, ReplicaError
+from .errors import ConfigError, NumericsError, ReplicaError
 from .state import other_variables
 
 
@@ -140,6 +140,21 @@ def check(communicator: Communicator, model: keras.Model, since: str, now: str) 
         f"workers only, or a memory error. They were the same after {since}. Remove the "
         "checkpoints that were saved later, and go on from the last one before."
     )
+
+
+def require_finite(model: keras.Model, now: str) -> None:
+    """Refuse to go on with, or to save, weights that are not numbers.
+
+    Raises:
+        NumericsError: quoting `now`, what has just been made.
+    """
+    for weight in model.trainable_variables:
+        if not bool(tf.reduce_all(tf.math.is_finite(weight.value))):
+            raise NumericsError(
+                f"After {now} the weight {weight.path} is NaN or infinite: a gradient was, or the "
+                "learning rate is too high. Lower it, or clip the gradient (global_clipnorm); a "
+                "checkpoint that was saved before can be gone on with."
+            )
 
 
 def any_worker(communicator: Communicator, flag: bool) -> bool:

@@ -158,6 +158,7 @@ class Saver:
         facts: what the training was given.
         seed: of the order of rows.
         steps: of an epoch.
+        only_finite: refuse to save weights that are NaN or infinite.
     """
 
     def __init__(
@@ -168,7 +169,9 @@ class Saver:
         facts: Mapping[str, str],
         seed: int,
         steps: int,
+        only_finite: bool,
     ):
+        self._only_finite = only_finite
         self._checkpoint = checkpoint
         self._folder = Folder(checkpoint.directory)
         self._model = model
@@ -223,6 +226,8 @@ class Saver:
 
     def _save(self, position: Position, logs: Mapping[str, Any], stopped: bool = False) -> None:
         self.finish()
+        if self._only_finite:
+            replicas.require_finite(self._model, str(position))
         arrays = {}
         for number, variable in enumerate(_variables(self._model)):
             value = np.asarray(variable.value.numpy())  # a copy

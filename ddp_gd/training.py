@@ -162,7 +162,7 @@ def fit(
         tracer = hooks.add_tracer(trace.Tracer(where, loop.steps, setting))
     saver = None
     if checkpoint is not None and communicator.rank == 0:
-        saver = Saver(checkpoint, model, hooks, facts, plan.seed, plan.steps)
+        saver = Saver(checkpoint, model, hooks, facts, plan.seed, plan.steps, terminate_on_nan)
     model.stop_training = False
     hooks.callbacks.on_train_begin()
     hooks.remember()
@@ -264,6 +264,8 @@ class _Training:
             logs |= {f"val_{name}": value for name, value in validation_logs.items()}
         hooks.callbacks.on_epoch_end(epoch, logs)
         self._check(f"epoch {epoch + 1}")
+        if self.loop.steps.stop_on_nan:
+            replicas.require_finite(model, f"epoch {epoch + 1}")
         return logs
 
     def _check(self, now: str) -> None:
