@@ -210,6 +210,8 @@ class Watch:
             seen_by: others that see it; by default those that are waiting, too.
         """
         if self._speaks(missing, self._waiting() if seen_by is None else seen_by):
+            self._state = _SPEAKING  # whoever is blamed, or wakes up, shall not blame this worker
+            self._board.post(self._report())
             time.sleep(2 * TICK)  # the launcher sees a death first, and tells of the right one
             where = self._attendance.where
             self._say(
