@@ -22,6 +22,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 workers='' hosts='' restarts=0 least='' dry_run=false
+one_host='[A-Za-z0-9][A-Za-z0-9_.-]*(:[1-9][0-9]{0,3})?'
 is_count() { [[ $1 =~ ^[1-9][0-9]{0,5}$ ]]; }
 while (($#)); do
     case $1 in
@@ -35,7 +36,7 @@ while (($#)); do
             shift 2
             ;;
         --hosts)
-            [[ ${2:-} =~ ^[A-Za-z0-9_.-]+(:[1-9][0-9]*)?(,[A-Za-z0-9_.-]+(:[1-9][0-9]*)?)*$ && $2 != -* ]] ||
+            [[ ${2:-} =~ ^$one_host(,$one_host)*$ ]] ||
                 refuse "--hosts needs NAME:WORKERS,NAME:WORKERS,..., not '${2:-}'."
             hosts=$2
             shift 2

@@ -9,6 +9,8 @@ that fails on any worker ends the job.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -174,6 +176,22 @@ def stopping(_: Path) -> None:
     assert len(history.history["loss"]) < 9
 
 
+def signalled(folder: Path) -> None:
+    """A signal to one worker, here one with empty shares, stops all after the next step."""
+
+    class Signal(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if ddp_gd.rank() == ddp_gd.size() - 1 and batch == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    model = network()
+    checkpoint = ddp_gd.Checkpoint(folder / "signalled")
+    with pytest.raises(SystemExit) as ended:
+        fit(model, batch_size=2, callbacks=[Signal()], checkpoint=checkpoint)
+    assert ended.value.code == 143
+    assert int(model.optimizer.iterations) == 3
+
+
 def not_a_number(_: Path) -> None:
     """A loss that is NaN names the step and the worker whose rows made it."""
     x = X.copy()
@@ -303,7 +321,7 @@ SCENARIOS = {
     function.__name__: function
     for function in (
         same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
-        backup, stopping, not_a_number, no_gradient, mismatches, parted, flipped, warned,
+        backup, stopping, signalled, not_a_number, no_gradient, mismatches, parted, flipped, warned,
     )
 }  # fmt: skip
 
