@@ -129,7 +129,11 @@ def draw_cost(
         title=f"Formula, batch_size {batch_size}; dots: no more workers than this",
     )
     right.title.set_fontsize(9)
-    right.legend(fontsize=7)
+    right.set_xticks([1, 2, 4, 8, 16, 32, 64], [str(n) for n in (1, 2, 4, 8, 16, 32, 64)])
+    right.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
+    right.minorticks_off()
+    right.set_ylim(top=right.get_ylim()[1] * 3)  # room for the legend
+    right.legend(fontsize=7, ncols=2, loc="upper left")
     for panel in (left, right):
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(results["machine"], fontsize=9)

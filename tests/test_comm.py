@@ -12,16 +12,17 @@ import pytest
 from ddp_gd.comm import environment, open_communicator
 from ddp_gd.errors import ConfigError, LaunchError
 
+pytestmark = pytest.mark.jobs
+
 _CONFORMANCE = str(Path(__file__).with_name("comm_conformance.py"))
 
 
 @pytest.mark.parametrize(
     ("backend", "launcher", "np"),
     [
-        ("single", "python", 1),
         ("auto", "python", 1),
         ("horovod", "horovodrun", 3),
-        ("auto", "mpirun", 4),
+        ("auto", "mpirun", 2),
         ("mpi", "mpirun", 3),
     ],
 )

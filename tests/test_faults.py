@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults import kills, trials
+from tests.faults import trials
 from tests.faults.trials import Fault
+
+pytestmark = pytest.mark.jobs
 
 
 @pytest.mark.parametrize(
@@ -13,8 +15,7 @@ from tests.faults.trials import Fault
     [
         Fault("exception", "checkpoint", np=2, rank=0),
         Fault("sys.exit(0)", "callback", np=2, rank=1, backend="mpi"),
-        Fault("sys.exit(3)", "start", np=2, rank=0),
-        Fault("os._exit(0)", "reduction", np=3, rank=2, backend="mpi"),
+        Fault("os._exit(0)", "reduction", np=2, rank=1, backend="mpi"),
         Fault("SIGKILL", "step", np=3, rank=1),
         Fault("SIGSTOP", "evaluation", np=2, rank=1),
         Fault("endless loop", "data", np=2, rank=0, backend="mpi"),
@@ -25,8 +26,3 @@ def test_a_fault_ends_the_job(fault: Fault) -> None:
     """Within 5 s, with an exit status that isn't 0, one message, the worker named, nothing left."""
     outcome = trials.run(fault)
     assert outcome.problems == [], outcome.output
-
-
-def test_killed_while_saving() -> None:
-    """What goes on from there, with other workers, ends in the same bits."""
-    assert kills.run(seed=1, saving=True, expected=kills.never_killed()).equal

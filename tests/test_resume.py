@@ -258,6 +258,7 @@ def test_a_disk_that_fails_ends_the_training(
         train(tmp_path)
 
 
+@pytest.mark.jobs
 def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
     """Killed at 2 workers, asked to stop at 3, ended at 1: the same bits as never stopped."""
 
@@ -276,6 +277,7 @@ def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
     assert len(whole["history"]["loss"]) == 6
 
 
+@pytest.mark.jobs
 def test_the_main_job_goes_on(tmp_path: Path) -> None:
     """`--checkpoint` and `--resume`: the same history.csv, at another number of workers."""
 

@@ -11,6 +11,8 @@ import pytest
 from ddp_gd import runtime
 from ddp_gd.comm import open_communicator
 
+pytestmark = pytest.mark.jobs
+
 _WORKER = str(Path(__file__).with_name("runtime_worker.py"))
 
 

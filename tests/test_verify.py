@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from jobs import run_job
 
+pytestmark = pytest.mark.jobs
+
 PLANTED = str(Path(__file__).parent / "programs" / "planted.py")
 
 
