@@ -93,6 +93,8 @@ class Watch:
 
     def leave(self) -> None:
         """Return when every worker has come to the end of its program; the watch is then over."""
+        if os.getpid() != self._process:
+            return  # a child that the program forked off
         self._state = _ENDED
         while True:
             self._look()

@@ -12,7 +12,7 @@ import ddp_gd
 
 CASES = more_cases.CASES
 # Their result depends on the pieces by nature: equal to Keras where there is one piece only.
-ONE_PIECE = {"batch_normalization", "dropout"}
+ONE_PIECE = ("batch_normalization", "dropout")
 TOLERANCE = 1e-5  # relative to the largest value of an array, or to 1e-3 if that is smaller
 
 
