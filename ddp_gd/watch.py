@@ -83,6 +83,7 @@ class Watch:
         self._doubt = 0  # looks in a row at which some worker had left too early
         self._warned: set[int] = set()
         self._looked = now
+        self._quiet_until = now
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ddp_gd_watch", daemon=True)
@@ -145,6 +146,8 @@ class Watch:
                 missed = now - self._looked - TICK
                 self._heard = {rank: heard + missed for rank, heard in self._heard.items()}
                 self._changed = {rank: then + missed for rank, then in self._changed.items()}
+                # It may be the one that the others ended the job for, and be about to be killed.
+                self._quiet_until = now + 8 * TICK
             self._looked = now
             gone = self._gone()  # before reading: a last message may be there
             self._board.post(self._report())
@@ -155,7 +158,7 @@ class Watch:
                 time.sleep(2 * TICK)  # it says why
                 self._end(1)
             gone = {rank for rank in gone if self._reports[rank].state == _RUNNING}
-            if gone:
+            if gone and now >= self._quiet_until:
                 what = "has died; the launcher tells of what"
                 self._stop(min(gone), what, gone, self._neighbours)
             if os.getppid() != self._launcher:

@@ -181,6 +181,20 @@ def test_a_dead_worker_is_noticed_at_once(clock: Clock, capsys) -> None:
     assert f"rank 1 (process {process.pid} on beta) has died" in capsys.readouterr().err
 
 
+def test_who_wakes_up_to_a_dead_worker_is_quiet(clock: Clock) -> None:
+    """The others may have ended the job because of this one; if not, it speaks a little later."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        job = Job(2)
+        job.table[0][1] = list(Report(0, process.pid, watch._began(process.pid)))
+        job.look(1, clock, ranks=(0,))
+        process.kill()
+        process.wait()
+        clock.now += 60
+        job.look(8 * TICK, clock, ranks=(0,))
+        with pytest.raises(Ended):
+            job.look(TICK, clock, ranks=(0,))
+
+
 @pytest.mark.parametrize("first_waits", [True, False])
 def test_one_of_those_that_wait_speaks(clock: Clock, capsys, first_waits: bool) -> None:
     """Of three workers number 1 is silent: number 0 says so if it waits, else number 2."""
