@@ -113,12 +113,7 @@ class Steps:
         if self.splits:
             self._count = self._trace(self._micro_batch_denominators, state, signature.specs)
         self._sum = self._trace(
-            self._micro_batch_sums,
-            state,
-            signature.specs,
-            number,
-            number,
-            totals,
+            self._micro_batch_sums, state, signature.specs, number, number, totals
         )
         if self.splits:
             bits.require_tracked_state(self._sum)
@@ -212,6 +207,7 @@ class Steps:
             share,
             first,
             count,
+            # Two flags of each worker: it was asked to stop, its part isn't finite.
             lambda own: tf.stack([self.ask_to_stop.read_value(), self._not_finite(own)]),
         )
         if self.training:

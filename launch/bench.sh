@@ -20,14 +20,7 @@ if [[ ${1:-} == --no-torch ]]; then
     with_torch=false
     shift
 elif [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    usage
-    if bash "$repo_root/launch/setup.sh" --check; then
-        enter_venv
-        cd "$repo_root"
-        echo
-        exec python -m benchmarks.bench --help
-    fi
-    exit 0
+    help_with benchmarks.bench
 fi
 
 setup_options=(--require-horovod)

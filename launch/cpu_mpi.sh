@@ -45,16 +45,7 @@ while (($#)); do
             dry_run=true
             shift
             ;;
-        -h | --help)
-            usage
-            if bash "$repo_root/launch/setup.sh" --check; then
-                enter_venv
-                export_job_settings
-                echo
-                exec python -m ddp_gd.train --help
-            fi
-            exit 0
-            ;;
+        -h | --help) help_with ddp_gd.train ;;
         --)
             shift
             break

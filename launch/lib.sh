@@ -28,6 +28,19 @@ usage() { # print the comment at the top of the script that was called
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
 }
 
+help_with() { # help_with <module>: the script's text, then the module's, and exit
+    usage
+    # The rest needs the package: left out rather than set up for.
+    if bash "$repo_root/launch/setup.sh" --check; then
+        enter_venv
+        export_job_settings
+        cd "$repo_root" || exit
+        echo
+        exec python -m "$1" --help
+    fi
+    exit 0
+}
+
 setup_options=() # for set_up_if_needed
 set_up_if_needed() {
     bash "$repo_root/launch/setup.sh" --check "${setup_options[@]}" ||

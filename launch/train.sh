@@ -21,15 +21,7 @@ if [[ ${1:-} == -np ]]; then
         refuse "-np needs the number of workers, a whole number of at least 1, not '$workers'."
     shift 2
 elif [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    usage
-    # The rest needs the package: left out rather than set up for.
-    if bash "$repo_root/launch/setup.sh" --check; then
-        enter_venv
-        export_job_settings
-        echo
-        exec python -m ddp_gd.train --help
-    fi
-    exit 0
+    help_with ddp_gd.train
 fi
 
 set_up_if_needed

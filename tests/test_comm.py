@@ -20,9 +20,10 @@ _CONFORMANCE = str(Path(__file__).with_name("comm_conformance.py"))
 @pytest.mark.parametrize(
     ("backend", "launcher", "np"),
     [
+        ("single", "python", 1),
         ("auto", "python", 1),
         ("horovod", "horovodrun", 3),
-        ("auto", "mpirun", 2),
+        ("auto", "mpirun", 4),
         ("mpi", "mpirun", 3),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_job_behaves(np: int, launcher: str, backend: str, tmp_path: Path) -> 
 
 def test_the_same_behaviour_on_mpi(tmp_path: Path) -> None:
     """The mpi backend refuses, stops and repeats as Horovod's does."""
-    names = ["stopping", "signalled", "not_a_number", "parted"]
+    names = ["stopping", "signalled", "not_a_number", "mismatches", "parted"]
     job = _run(2, "mpirun", "programs.behaviour", "mpi", str(tmp_path), *names)
     assert job.returncode == 0, job.stderr
     assert [name for name in names if f"passed: {name}" not in job.stdout] == []

@@ -170,6 +170,18 @@ def test_a_failed_job_is_started_again(
     assert ("Gave up" in result.stderr) == (status != 0)
 
 
+def test_another_trainings_checkpoints_are_left_alone(
+    stand_in: dict[str, str], tmp_path: Path
+) -> None:
+    """Starting again by itself must not mean going on with what was there before."""
+    (tmp_path / "step-000000000005-0.safetensors").touch()
+    arguments = ["-np", "1", "--restarts", "1", "--checkpoint", str(tmp_path)]
+    result = run(LAUNCH / "cpu_mpi.sh", *arguments, env=stand_in, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "holds the checkpoints of a training. Give --resume" in result.stderr
+    assert not seen(stand_in)
+
+
 def test_hosts_are_mpiruns(stand_in: dict[str, str], tmp_path: Path) -> None:
     """The command for several hosts, with what their workers inherit."""
     arguments = ["--dry-run", "--hosts", "one:2,two", "--", "--epochs", "2"]

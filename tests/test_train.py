@@ -125,7 +125,7 @@ def test_four_workers_have_the_losses_of_one(four_workers, command, folder):
 
 
 @pytest.mark.jobs
-@pytest.mark.parametrize("workers", [5])
+@pytest.mark.parametrize("workers", [7])
 def test_any_number_of_workers_has_the_losses_of_one(workers, command, folder):
     """A batch size that the number of workers doesn't divide gives one worker's losses."""
     arguments = ["--batch-size", 50, "--epochs", 20, "--seed", 1, "--out"]
@@ -403,6 +403,7 @@ def test_wrong_command_lines_are_refused(arguments, message, command, folder):
     [
         ("--batch-size 0", "--batch-size is 0; it must be at least 1."),
         ("--data text.csv --target b", "column 'b', data row 2 (line 3), is 'four'"),
+        ("--batch-size 398", "--batch-size 398 is larger than the 397 rows to train on"),
         ("--lr 1e30", "The loss or its gradient is NaN or infinite in epoch 1, step"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -71,6 +72,7 @@ class Outcome:
     def problems(self) -> list[str]:
         """What isn't as promised."""
         found = {
+            "did not strike": math.isnan(self.seconds),
             "hangs": self.status is None,
             "exit status 0": self.status == 0,
             "orphans": self.orphans > 0,
@@ -89,10 +91,7 @@ def faults(seed: int, counts: tuple[int, ...] = (2, 3, 4)) -> list[Fault]:
     found = []
     for kind, phase, (np, rank) in itertools.product(KINDS, PHASES, places):
         if (phase, kind) not in _NO_FAULT:
-            launcher, backend = r.choice(
-                [("horovodrun", "horovod"), ("mpirun", "horovod"), ("mpirun", "mpi")]
-            )
-            found.append(Fault(kind, phase, np, rank, launcher, backend))
+            found.append(Fault(kind, phase, np, rank, *r.choice(_LAUNCHES)))
     r.shuffle(found)
     return found
 

@@ -1,8 +1,8 @@
 """Trains the models that bitwise mode must get right; rank 0 writes what each left as JSON.
 
-    python bitwise.py OUT.json [three|few|most|all]
+    python bitwise.py OUT.json [one|few|most|all]
 
-`few` gives each model one optimizer and one batch size, `three` those of three models, `most` each
+`few` gives each model one optimizer and one batch size, `one` is one of those, `most` gives each
 model every optimizer and every batch size once, `all` every combination. The backend comes from the
 variable BACKEND, inter-op threads from TF_NUM_INTEROP_THREADS.
 """
