@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NumericsError,
         ReplicaError,
     )
+    from .loading import load
     from .replicas import fingerprint
     from .runtime import init, local_rank, rank, size
     from .training import evaluate, fit
@@ -42,6 +43,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "init",
+    "load",
     "local_rank",
     "rank",
     "size",
@@ -54,6 +56,7 @@ _MODULES = {
     "fingerprint": "replicas",
     "fit": "training",
     "init": "runtime",
+    "load": "loading",
     "local_rank": "runtime",
     "rank": "runtime",
     "size": "runtime",

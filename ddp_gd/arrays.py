@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import tree
 
 from .errors import ConfigError, DataError
+from .rows import Reader, Rows
 
 Tensor = Any
 
@@ -69,6 +70,7 @@ class Arrays:
             sample_weight = _per_output(sample_weight, y)
         self._arrays = (x, y, sample_weight)
         self._leaves = [leaf for leaf in tree.flatten(self._arrays) if leaf is not None]
+        self._readers = [leaf if isinstance(leaf, Rows) else Reader(leaf) for leaf in self._leaves]
         self.rows = _common_length(x, y, sample_weight)
         numbers = iter(range(len(self._leaves)))
         structure = _map(lambda _: next(numbers), self._arrays)
@@ -91,7 +93,7 @@ class Arrays:
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Read these rows of every array, in this order, as `signature` describes them."""
-        taken = [_floatx(np.take(leaf, rows, axis=0)) for leaf in self._leaves]
+        taken = [_floatx(reader.take(rows)) for reader in self._readers]
         if self._classes is not None:
             taken.append(_class_weights(taken[self._classes], self._class_weight))
         return taken
@@ -121,7 +123,9 @@ def _map(function: Any, structure: Any) -> Any:
     )
 
 
-def _as_array(name: str, leaf: Any) -> np.ndarray:
+def _as_array(name: str, leaf: Any) -> np.ndarray | Rows:
+    if isinstance(leaf, Rows):
+        return leaf
     if not hasattr(leaf, "__array__") or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         raise DataError(
             f"{name} is {type(leaf).__name__!r}; expected a NumPy array (memory-mapped or not), "

@@ -20,12 +20,35 @@ class TrainConfig:
     makes the same training with N workers. The number of workers changes nothing below.
     """
 
-    data: str = "diabetes"
-    """What to train on: FILE.csv (with --target), FILE.npz with the arrays x and y, or the built-in
-    `diabetes` (442 patients, 10 measurements, progression of the disease after one year)."""
+    data: tuple[str, ...] = ("diabetes",)
+    """What to train on: a .csv or .parquet file, several of one kind, or a folder of them (with
+    --target); FILE.npz with the arrays x and y; FILE.npy (with --target FILE.npy); keras:mnist and
+    the other arrays of keras.datasets; or the built-in `diabetes` (442 patients, 10 measurements,
+    progression of the disease after one year)."""
 
-    target: str | None = None
-    """Name of the CSV column to predict; every other column is a feature."""
+    target: tuple[str, ...] = ()
+    """Column to predict, or several."""
+
+    features: tuple[str, ...] = ()
+    """Columns to predict from; default: all others."""
+
+    sample_weight: str | None = None
+    """Column with the weight of each row."""
+
+    categorical: tuple[str, ...] = ()
+    """Columns to take as categories although they hold numbers. Columns of text, or of true and
+    false, are taken so anyway: each text becomes a feature that is 0 or 1."""
+
+    missing: Literal["error", "drop", "mean"] = "error"
+    """Of rows with missing cells: `drop` leaves them out, `mean` puts the mean of the training rows
+    in the place of a missing number."""
+
+    dtype: Literal["float64", "float32", "float16"] = "float64"
+    """In which the numbers of a .csv or .parquet file are kept."""
+
+    cache: bool = True
+    """Keep what such files are converted to for the next start (in $DDP_GD_CACHE, or
+    ~/.cache/ddp_gd/data, at most $DDP_GD_CACHE_BYTES, 64 GB by default)."""
 
     model: str = "mlp"
     """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one
@@ -35,8 +58,10 @@ class TrainConfig:
     hidden: tuple[int, ...] = (64, 64)
     """Units of each hidden layer of `mlp`."""
 
-    loss: str = "mean_squared_error"
-    """Name of a Keras loss. The built-in models give logits to the cross-entropies."""
+    loss: str = "auto"
+    """Name of a Keras loss. `auto` is sparse_categorical_crossentropy for targets that are text,
+    true and false, or whole numbers from 0 on of which each one occurs; else mean_squared_error.
+    The built-in models give logits to the cross-entropies."""
 
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     """Keras's optimizer of that name."""
@@ -70,14 +95,14 @@ class TrainConfig:
     """Passes over the training data."""
 
     validation_split: float = 0.1
-    """Fraction of the rows, the last ones, kept for validation; 0 keeps none."""
+    """Fraction of the rows, drawn at random by the seed, kept for validation; 0 keeps none."""
 
     normalize: bool = True
     """Give features, and targets of a regression, mean 0 and standard deviation 1, by the training
     rows' statistics. The saved model does it inside: it takes and gives the data's own units."""
 
     seed: int | None = None
-    """Of initial weights and order of rows, from 0 to 2**32 - 1; without it one is drawn."""
+    """Of initial weights, split and order of rows, from 0 to 2**32 - 1; without it one is drawn."""
 
     backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
     """How workers exchange gradients: `auto` is Horovod where there are several, and mpi where
@@ -121,6 +146,10 @@ class TrainConfig:
         if not 0 <= self.validation_split < 1:
             raise ConfigError(
                 f"--validation-split is {self.validation_split}; it must be from 0 to below 1."
+            )
+        if self.missing == "mean" and not self.normalize:
+            raise ConfigError(
+                "--missing mean and --no-normalize exclude each other: use --missing drop."
             )
         for name in ("checkpoint_steps", "checkpoint_seconds", "resume"):
             if getattr(self, name) and self.checkpoint is None:

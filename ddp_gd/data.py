@@ -1,52 +1,69 @@
-"""Reads a data set into memory, or says in one message why it cannot.
+"""From files to arrays that are mapped into memory: checked, converted once, kept in a cache.
 
-Three kinds of source: a built-in name, a ``.csv`` file, and a ``.npz`` file. Everything that comes
-out is finite, native-endian and has its rows first; nothing is dropped, filled in or guessed.
+Everything that comes out is native-endian, has its rows first and is finite, except that missing
+numbers are NaN where that was asked for. Nothing is dropped, filled in or guessed unasked.
 """
 
-import csv
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
 import math
-import re
-import zipfile
-import zlib
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
-from ddp_gd.errors import DataError
+from . import arrayfiles
+from .arrayfiles import ArrayWriter
+from .cache import Cache, default_folder, default_limit, read_record
+from .errors import DataError
+from .tables import Kind, Table, Wanted, open_table
 
 BUILT_IN = {"diabetes": "progression"}  # name -> target column of datasets/<name>.csv
+KERAS = "keras:"
 
+# What is read in less than a second isn't kept.
+CACHED_FROM_BYTES = 8 * 2**20
+_FORMAT = 1  # of the cache's entries
 _DATASETS = Path(__file__).with_name("datasets")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_BLOCK_BYTES = 1 << 24  # a CSV row, the header too, must fit into one block
-_BROKEN_NPZ = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,  # an encrypted member, or a compression that Python does not have
-    ValueError,
-)
+_SUFFIXES = (".csv", ".parquet", ".npz", ".npy")
+# Targets that are whole numbers from 0 on, each of them there, and no more than these: classes.
+_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Features and targets of the same rows, in memory.
+    """Features and targets of the same rows, mapped into memory.
 
     Attributes:
-        features: shape (rows, columns), or (rows, ...) as a ``.npz`` file has them.
-        targets: shape (rows, k), or (rows, ...) as a ``.npz`` file has them.
-        feature_names: one name for each entry of the last axis of ``features``.
-        target_names: one name for each entry of the last axis of ``targets``.
-        source: what :func:`load` was given.
+        features: shape (rows, columns), or (rows, ...) as an array file has them. A column of
+            categories holds their numbers in `categories`.
+        targets: shape (rows, k), or (rows, ...) as an array file has them; texts and booleans as
+            class numbers, int64.
+        feature_names: one name for each entry of the last axis of `features`.
+        target_names: one name for each entry of the last axis of `targets`.
+        source: what `load` was given.
+        sample_weight: shape (rows,), or None.
+        categories: for each column of `features` that holds categories, its place: their texts.
+        kinds: of each feature column of a table: "number", "boolean" or "text".
+        class_names: texts of the classes if the target is text or booleans, else None.
+        classes: how many classes the target has if it is one column of whole numbers from 0 on,
+            each of which occurs; else None.
+        missing: whether missing numbers among the features are NaN.
+        dropped: rows left out since a cell was missing.
+        key: SHA-256 of everything that these arrays were made of.
 
-    A CSV file gives float64, in the file's own units, so that a normaliser sees all the digits. A
-    ``.npz`` file keeps its dtypes, so that images stay uint8 and class labels stay integers.
+    Numbers of a CSV or Parquet file are float64 unless asked for otherwise, in the file's own
+    units, so that a normaliser sees all the digits. Array files keep their dtypes, so that images
+    stay uint8 and class labels stay integers.
     """
 
     features: np.ndarray
@@ -54,255 +71,492 @@ class Dataset:
     feature_names: tuple[str, ...]
     target_names: tuple[str, ...]
     source: str
+    sample_weight: np.ndarray | None = None
+    categories: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    kinds: tuple[Kind, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    classes: int | None = None
+    missing: bool = False
+    dropped: int = 0
+    key: str = ""
 
 
-def load(source: str, target: str | None = None) -> Dataset:
-    """Read a data set.
+@dataclass(frozen=True)
+class Request:
+    """What `load` was asked for; its arguments, checked for what can be told without a file."""
 
-    Args:
-        source: one of
+    source: str | Path | Sequence[str | Path]
+    target: str | Sequence[str] | None = None
+    features: Sequence[str] | None = None
+    sample_weight: str | None = None
+    categorical: Sequence[str] = ()
+    missing: Literal["error", "drop", "mean"] = "error"
+    dtype: str = "float64"
+    kinds: tuple[tuple[str, Kind], ...] = ()
+    targets_needed: bool = True
 
-            - ``diabetes``, the built-in data: 442 rows, 10 features, target ``progression``
-              (``datasets/README.md`` has the origin);
-            - a ``.csv`` file: UTF-8, commas, one header line, nothing but finite numbers below it.
-              Blank lines are skipped, spaces around names and numbers are ignored;
-            - a ``.npz`` file with the arrays ``x`` and ``y``, rows first, of any numeric dtype. A
-              1-d array of n rows becomes one column, shape (n, 1).
-        target: the CSV column to predict; all the others are features. Not for ``.npz``.
+    @property
+    def name(self) -> str:
+        """The source in words."""
+        one = isinstance(self.source, (str, Path))
+        sources = [self.source] if one else list(self.source)  # type: ignore[arg-type]
+        return ", ".join(map(str, sources))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a request comes down to.
+
+    Attributes:
+        kind: `"table"`, `"npz"`, `"npy"` or `"keras"`.
+        paths: the files; of npy, features, targets and perhaps weights.
+        wanted: of a table.
+        keras: of `keras.datasets`, the module and the part.
+    """
+
+    kind: Literal["table", "npz", "npy", "keras"]
+    paths: tuple[Path, ...] = ()
+    wanted: Wanted = Wanted()  # noqa: RUF009
+    keras: tuple[str, str] = ("", "")
+
+
+def find(request: Request) -> Source:
+    """Find the files of a request.
 
     Raises:
-        DataError: the source is unknown, cannot be read, or holds something that is not a finite
-            number. The message names the file, the place and the value.
+        DataError: there is no such file, or an option doesn't go with it.
     """
-    suffix = Path(source).suffix.lower()
-    if source in BUILT_IN:
-        path = _DATASETS / f"{source}.csv"
-        return _load_csv(path, BUILT_IN[source] if target is None else target, source)
-    if suffix not in (".csv", ".npz"):
-        raise DataError(
-            f"unknown data {source!r}: give a .csv file, a .npz file, or a built-in name "
-            f"({', '.join(BUILT_IN)})"
-        )
-    path = Path(source)
-    if path.is_dir():
-        raise DataError(f"{source} is a folder: give the file in it")
-    if not path.is_file():
-        raise DataError(f"{source} does not exist, or is not a regular file: check the path")
-    if suffix == ".csv":
-        return _load_csv(path, target, source)
-    if target is not None:
-        raise DataError(
-            f"target {target!r} names a CSV column, but {source} holds its targets in the array "
-            "'y': leave the target out"
-        )
-    return _load_npz(path, source)
-
-
-# CSV: Arrow reads; if anything is wrong, a slow second pass over the text finds what and where.
-
-
-def _load_csv(path: Path, target: str | None, source: str) -> Dataset:
-    try:
-        header, header_line = _read_header(path, source)
-        target_column = _find_target(header, target, source)
-        table = _read_numbers(path, header, header_line, source)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(
-            f"{source} is not UTF-8 text (it has a byte 0x{byte:02x}): save it as CSV in UTF-8"
-        ) from error
-    except (csv.Error, OSError) as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
-    return Dataset(
-        features=np.delete(table, target_column, axis=1),
-        targets=np.ascontiguousarray(table[:, [target_column]]),
-        feature_names=tuple(header[:target_column] + header[target_column + 1 :]),
-        target_names=(header[target_column],),
-        source=source,
+    if request.missing not in ("error", "drop", "mean"):
+        raise DataError(f"missing={request.missing!r} must be 'error', 'drop' or 'mean'")
+    if request.dtype not in ("float64", "float32", "float16"):
+        raise DataError(f"dtype={request.dtype!r} must be 'float64', 'float32' or 'float16'")
+    given = [request.source] if isinstance(request.source, (str, Path)) else list(request.source)
+    if not given:
+        raise DataError("no data were named: give a file, a folder or a built-in name")
+    target = (request.target,) if isinstance(request.target, str) else tuple(request.target or ())
+    wanted = Wanted(
+        features=None if request.features is None else tuple(request.features),
+        target=target,
+        sample_weight=request.sample_weight,
+        categorical=tuple(request.categorical),
+        missing=request.missing,
+        kinds=request.kinds,
     )
-
-
-def _text_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each row that is not blank, with the 1-based line of the file on which it ends."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        for row in reader:
-            if row:
-                yield reader.line_num, [cell.strip(" \t") for cell in row]
-
-
-def _read_header(path: Path, source: str) -> tuple[list[str], int]:
-    """The column names, and the line they stand on; there is a row below it."""
-    rows = _text_rows(path)
-    line, header = next(rows, (0, []))
-    if not header:
-        raise DataError(f"{source} is empty: it needs a header line and rows of numbers")
-    if "" in header:
+    first = str(given[0])
+    if len(given) == 1 and first.startswith(KERAS):
+        _refuse_columns(wanted, first)
+        name, _, part = first.removeprefix(KERAS).partition("/")
+        if part not in ("", "test"):
+            raise DataError(f"{first!r}: give {KERAS}{name} or {KERAS}{name}/test")
+        return Source("keras", keras=(name, part or "train"))
+    if len(given) == 1 and first in BUILT_IN:
+        paths = [_DATASETS / f"{first}.csv"]
+        if request.targets_needed:
+            wanted = dataclasses.replace(wanted, target=target or (BUILT_IN[first],))
+    else:
+        paths = [path for item in given for path in _files(Path(item))]
+    suffixes = {path.suffix.lower() for path in paths}
+    if len(suffixes) > 1:
         raise DataError(
-            f"{source}: column {header.index('') + 1} has no name: name it in the header, or "
-            "remove it (a column of row numbers is not a feature)"
+            f"{request.name} mixes {' and '.join(sorted(suffixes))} files: give files of one kind"
         )
-    duplicates = sorted({name for name in header if header.count(name) > 1})
-    if duplicates:
-        raise DataError(
-            f"{source} has more than one column called {', '.join(map(repr, duplicates))}: "
-            "give each column its own name"
+    suffix = suffixes.pop()
+    if suffix == ".npy":
+        return _npy_source(paths, wanted, request)
+    if suffix == ".npz":
+        _refuse_columns(wanted, str(paths[0]))
+        if len(paths) > 1:
+            raise DataError(f"{request.name}: give one .npz file, which holds x and y")
+        return Source("npz", tuple(paths))
+    if not wanted.target and request.targets_needed:
+        names = ", ".join(map(repr, open_table(paths[:1], Wanted()).names[:30]))
+        raise DataError(f"name the target column of {paths[0]}; its columns are {names}")
+    return Source("table", tuple(paths), wanted)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the files of a folder in the order of their names."""
+    known = ", ".join(_SUFFIXES)
+    if path.is_dir() and str(path) != ".":
+        found = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in (".csv", ".parquet")
+            and not file.name.startswith((".", "_"))
+            and file.is_file()
         )
-    if next(rows, None) is None:
-        raise DataError(f"{source} has a header but no rows: add at least one row of numbers")
-    return header, line
-
-
-def _find_target(header: list[str], target: str | None, source: str) -> int:
-    columns = ", ".join(map(repr, header))
-    if target is None:
-        raise DataError(f"name the target column of {source}; its columns are {columns}")
-    if target not in header:
-        raise DataError(f"{source} has no column {target!r}; its columns are {columns}")
-    if len(header) == 1:
-        raise DataError(
-            f"{source} has only its target column {columns}: add at least one feature column"
-        )
-    return header.index(target)
-
-
-def _read_numbers(path: Path, header: list[str], header_line: int, source: str) -> np.ndarray:
-    """All the cells below the header, float64, shape (rows, columns)."""
-    try:
-        columns = pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(
-                column_names=header, skip_rows=header_line, block_size=_BLOCK_BYTES
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.float64()),
-                null_values=[],  # an empty cell is an error, not a null
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        _explain_bad_cells(path, header, header_line, source)
-        raise DataError(f"{source} cannot be read as a table of numbers: {error}") from error
-    table = np.empty((columns.num_rows, len(header)))
-    for index, column in enumerate(columns.columns):
-        table[:, index] = column.to_numpy()
-    if not np.isfinite(table).all():
-        _explain_bad_cells(path, header, header_line, source)
-        raise DataError(f"{source} has cells that are not finite: replace or remove them")
-    return table
-
-
-def _explain_bad_cells(path: Path, header: list[str], header_line: int, source: str) -> None:
-    """Raise the DataError that says what is wrong below the header, if this finds it."""
-    bad = 0
-    first = ""
-    data_row = 0
-    for line, row in _text_rows(path):
-        if line <= header_line:
-            continue
-        data_row += 1
-        if len(row) != len(header):
+        if not found:
             raise DataError(
-                f"{source}: data row {data_row} (line {line}) has {len(row)} cells where the "
-                f"header has {len(header)} columns: check its commas and quotes"
+                f"{path} is a folder without .csv or .parquet files: give the file, or the folder "
+                "that holds such files itself"
             )
-        for name, cell in zip(header, row, strict=True):
-            if _NUMBER.fullmatch(cell) and math.isfinite(float(cell)):
-                continue
-            bad += 1
-            if bad == 1:
-                shown = repr(cell if len(cell) <= 40 else cell[:40] + "...") if cell else "empty"
-                first = f"column {name!r}, data row {data_row} (line {line}), is {shown}"
-    if bad:
-        count = (
-            "1 cell is not a finite number: "
-            if bad == 1
-            else (f"{bad} cells are not finite numbers; the first, ")
+        return found
+    if path.suffix.lower() not in _SUFFIXES:
+        name = "" if path == Path() else str(path)
+        raise DataError(
+            f"unknown data {name!r}: give a file ({known}), a folder of such, a built-in name "
+            f"({', '.join(BUILT_IN)}) or one of Keras's ({KERAS}mnist)"
         )
-        raise DataError(f"{source}: {count}{first}. Replace it, or remove the row or column")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, or is not a regular file: check the path")
+    return [path]
 
 
-# npz: the headers of both arrays are checked before either is read.
+def _refuse_columns(wanted: Wanted, source: str) -> None:
+    options = {
+        "target": wanted.target,
+        "features": wanted.features,
+        "sample_weight": wanted.sample_weight,
+        "categorical": wanted.categorical,
+    }
+    for name, value in options.items():
+        if value:
+            value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+            raise DataError(
+                f"{name} {value!r} names a CSV column or a file, but {source} holds its targets in "
+                "the array 'y' (and weights in 'sample_weight'): leave it out"
+            )
 
 
-def _load_npz(path: Path, source: str) -> Dataset:
+def _npy_source(paths: list[Path], wanted: Wanted, request: Request) -> Source:
+    if wanted.features or wanted.categorical:
+        raise DataError(f"{paths[0]} has no named columns: leave out features and categorical")
+    if len(paths) > 1 or len(wanted.target) != int(request.targets_needed):
+        raise DataError(
+            f"{request.name} holds features: name one .npy file, and the one of the targets as the "
+            "target"
+        )
+    others = [*wanted.target, *([wanted.sample_weight] if wanted.sample_weight else [])]
+    for other in others:
+        if Path(other).suffix.lower() != ".npy" or not Path(other).is_file():
+            raise DataError(
+                f"{other!r} is not a .npy file: features in {paths[0]} need their targets and "
+                "weights in files of their own"
+            )
+    return Source("npy", (paths[0], *map(Path, others)))
+
+
+# From files to files
+
+
+@dataclass
+class Prepared:
+    """Converted data on this host: a folder, what is known of it, and whether it is to be kept."""
+
+    folder: Path
+    record: dict[str, Any]
+    kept: bool
+
+    def remove(self) -> None:
+        """Remove the folder, if it was for once only; who has its files mapped keeps them."""
+        if not self.kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepared]:
+    """Convert what isn't converted yet.
+
+    Yields:
+        How much is done, from 0 to 1, several times a second; at last what came of it.
+
+    Raises:
+        DataError: naming what can't be used.
+    """
+    source = find(request)
+    size = sum(path.stat().st_size for path in source.paths)
+    cache = Cache(default_folder(), default_limit())
+    use_cache = use_cache and (size >= CACHED_FROM_BYTES or source.kind == "keras")
+    contents = []
+    done = 0
+    for path in source.paths:
+        for read in cache.digest(path) if use_cache else _digest(path):
+            if isinstance(read, str):
+                contents.append(read)
+            else:
+                yield 0.2 * (done + read) / max(size, 1)
+        done += path.stat().st_size
+    key = _key(source, request, contents)
+    if use_cache and (entry := cache.find(key)) is not None:
+        yield Prepared(entry, read_record(entry), kept=True)
+        return
+    folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix="ddp_gd-data-"))
     try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {name: _check_npy(archive, name, source) for name in ("x", "y")}
-            rows = {name: shape[0] for name, shape in shapes.items()}
-            if rows["x"] != rows["y"]:
-                raise DataError(
-                    f"{source}: 'x' has {rows['x']} rows but 'y' has {rows['y']}: "
-                    "give every row its target"
-                )
-            arrays = {name: _read_npy(archive, name, source) for name in ("x", "y")}
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{source} does not fit into memory: {error}") from error
-    except _BROKEN_NPZ as error:
+        before = [path.stat().st_mtime_ns for path in source.paths]
+        record: dict[str, Any] = {}
+        for part in _convert(source, request, folder, record):
+            yield 0.2 + 0.8 * part
+        if before != [path.stat().st_mtime_ns for path in source.paths]:
+            raise DataError(f"{request.name} changed while it was read: start again")
+        files = record.pop("files")
+        record["key"] = key
+        if use_cache:
+            folder = cache.keep(folder, key, record, files)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise DataError(
-            f"{source} is not a whole .npz file ({error}): write it again with "
-            "numpy.savez(path, x=..., y=...)"
+            f"the converted data can't be written to {folder.parent} ({error.strerror}): make room "
+            "there, or choose another folder (DDP_GD_CACHE; TMPDIR for --no-cache)"
         ) from error
-    return Dataset(
-        features=arrays["x"],
-        targets=arrays["y"],
-        feature_names=_names("x", arrays["x"].shape[-1]),
-        target_names=_names("y", arrays["y"].shape[-1]),
-        source=source,
-    )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    yield Prepared(folder, record, kept=use_cache)
 
 
-def _names(name: str, count: int) -> tuple[str, ...]:
-    return (name,) if count == 1 else tuple(f"{name}{index}" for index in range(count))
+def _digest(path: Path) -> Iterator[int | str]:
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+                done += len(piece)
+                yield done
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    yield digest.hexdigest()
 
 
-def _check_npy(archive: zipfile.ZipFile, name: str, source: str) -> tuple[int, ...]:
-    """The shape of one array, from its header alone, once it is known to be usable."""
-    members = archive.namelist()
-    if f"{name}.npy" not in members:
-        held = ", ".join(repr(member.removesuffix(".npy")) for member in members) or "nothing"
-        raise DataError(
-            f"{source} has no array {name!r}; it holds {held}. "
-            "Write it with numpy.savez(path, x=..., y=...)"
-        )
-    with archive.open(f"{name}.npy") as member:
-        if np.lib.format.read_magic(member) == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+def _key(source: Source, request: Request, contents: list[str]) -> str:
+    what: list[Any] = [
+        _FORMAT,
+        source.kind,
+        contents,
+        dataclasses.asdict(source.wanted),
+        request.dtype,
+    ]
+    if source.kind == "keras":
+        what += [source.keras, importlib.metadata.version("keras")]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _convert(
+    source: Source, request: Request, folder: Path, record: dict[str, Any]
+) -> Iterator[float]:
+    """Write the arrays of a source, and what is known of them."""
+    with contextlib.ExitStack() as files:
+        if source.kind == "table":
+            yield from _convert_table(source, request.dtype, folder, record, files)
         else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-        header_bytes = member.tell()
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise DataError(
-            f"{source}: {name!r} has dtype {dtype}: use booleans, integers or floats of at most "
-            "64 bits"
-        )
-    if not shape:
-        raise DataError(f"{source}: {name!r} is a single number: it needs rows, shape (rows, ...)")
-    if min(shape) < 1:
-        what = "rows" if shape[0] < 1 else "values in a row"
-        raise DataError(f"{source}: {name!r} has no {what} (shape {shape}): add some")
-    # An array that claims more than its file holds must not be allocated.
-    declared = math.prod(shape) * dtype.itemsize
-    held_bytes = archive.getinfo(f"{name}.npy").file_size - header_bytes
-    if declared != held_bytes:
-        raise DataError(
-            f"{source}: {name!r} of shape {shape} needs {declared} bytes but the file holds "
-            f"{held_bytes}: the file is damaged, write it again"
-        )
-    return shape
+            yield from _convert_arrays(source, request, folder, record, files)
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str, source: str) -> np.ndarray:
-    with archive.open(f"{name}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    finite = np.isfinite(array)
-    if not finite.all():
-        where = tuple(int(i) for i in np.unravel_index(np.argmin(finite), finite.shape))
-        raise DataError(
-            f"{source}: {finite.size - np.count_nonzero(finite)} of the values of {name!r} are "
-            f"not finite; the first is {array[where]} at {name}[{', '.join(map(str, where))}] "
-            "(counted from 0). Replace them, or remove their rows"
+def _convert_arrays(
+    source: Source,
+    request: Request,
+    folder: Path,
+    record: dict[str, Any],
+    files: contextlib.ExitStack,
+) -> Iterator[float]:
+    record |= {"files": {}, "dropped": 0}
+    arrays: dict[str, Any]
+    if source.kind == "npz":
+        path = source.paths[0]
+        arrays = {
+            name: (shape, dtype, arrayfiles.npz_blocks(path, name))
+            for name, (shape, dtype) in arrayfiles.npz_arrays(path).items()
+        }
+    elif source.kind == "npy":
+        opened = dict(
+            zip(("x", "y", "sample_weight"), map(arrayfiles.open_npy, source.paths), strict=False)
         )
-    return array.reshape(-1, 1) if array.ndim == 1 else array
+        if not request.targets_needed and len(opened) == 2:
+            opened["sample_weight"] = opened.pop("y")
+        arrays = {
+            name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
+            for name, a in opened.items()
+        }
+    else:
+        loaded = _keras_arrays(*source.keras)
+        arrays = {
+            name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
+            for name, a in loaded.items()
+        }
+    needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in arrays.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:  # known before anything is unpacked
+        raise DataError(
+            f"{request.name} takes {needed} bytes unpacked, and {folder.parent} has {free} free: "
+            "make room there, or choose another folder (DDP_GD_CACHE; TMPDIR for --no-cache)"
+        )
+    rows = arrays["x"][0][0]
+    for name, (shape, *_) in arrays.items():
+        if shape[0] != rows:
+            raise DataError(f"{request.name}: x has {rows} rows, but {name} has {shape[0]}")
+    weight_shape = arrays["sample_weight"][0] if "sample_weight" in arrays else ()
+    if np.prod(weight_shape[1:]) != 1:
+        raise DataError(f"{request.name}: sample_weight has shape {weight_shape}: give (rows,)")
+    labels = _Labels()
+    done = 0
+    for name, (shape, _, blocks) in arrays.items():
+        writer = None
+        for block in blocks:
+            if name == "sample_weight":
+                block = block.reshape(-1)
+            elif block.ndim == 1:
+                block = block.reshape(-1, 1)
+            if name == "y":
+                labels.add(block)
+            if writer is None:
+                writer = ArrayWriter(folder / f"{name}.npy", block.dtype, block.shape[1:])
+                files.enter_context(writer)
+            writer.append(block)
+            done += len(block)
+            yield done / (rows * len(arrays))
+        assert writer is not None
+        record["files"][f"{name}.npy"] = writer.close()
+        width = shape[-1] if len(shape) > 1 else 1
+        record[f"{name}_names"] = [name] if width == 1 else [f"{name}{i}" for i in range(width)]
+    record["classes"] = labels.classes
+
+
+def _convert_table(
+    source: Source,
+    dtype: str,
+    folder: Path,
+    record: dict[str, Any],
+    files: contextlib.ExitStack,
+) -> Iterator[float]:
+    table = open_table(source.paths, source.wanted)
+    total = sum(path.stat().st_size for path in source.paths)
+    targets = len(source.wanted.target)
+    of_class = bool(targets) and table.kinds[table.names[table.features]] != "number"
+    if dtype == "float16" and table.categories:
+        dtype = "float32"  # the numbers of the categories must be exact
+    writers = {"x": ArrayWriter(folder / "x.npy", dtype, (table.features,))}
+    if targets:
+        kind = "int64" if of_class else "float64"
+        writers["y"] = ArrayWriter(folder / "y.npy", kind, (targets,))
+    if table.wanted.sample_weight:
+        writers["sample_weight"] = ArrayWriter(folder / "sample_weight.npy", "float64", ())
+    for writer in writers.values():
+        files.enter_context(writer)
+    labels = _Labels()
+    for block, position in table.blocks():
+        writers["x"].append(_as(block[:, : table.features], dtype, table))
+        if targets:
+            columns = block[:, table.features : table.features + targets]
+            labels.add(columns)
+            writers["y"].append(columns)
+        if table.wanted.sample_weight:
+            _require_weights(block[:, -1], table)
+            writers["sample_weight"].append(block[:, -1])
+        yield min(1.0, position / total)
+    if writers["x"].rows == 0:
+        raise DataError(f"{source.paths[0]}: every row has a missing cell, so none is left")
+    record["files"] = {f"{name}.npy": writer.close() for name, writer in writers.items()}
+    features = table.names[: table.features]
+    record |= {
+        "x_names": features,
+        "y_names": list(table.wanted.target),
+        "kinds": [table.kinds[name] for name in features],
+        "categories": {
+            str(place): list(table.categories[name])
+            for place, name in enumerate(features)
+            if name in table.categories
+        },
+        "class_names": list(table.categories[table.names[table.features]]) if of_class else None,
+        "classes": labels.classes,
+        "dropped": table.dropped,
+        "missing": table.wanted.missing == "mean",
+    }
+
+
+def _as(block: np.ndarray, dtype: str, table: Table) -> np.ndarray:
+    """The features in their dtype, which must not make infinity of a number."""
+    with np.errstate(over="ignore"):
+        cast = block.astype(dtype)
+    if np.isinf(cast).any():
+        raise DataError(
+            f"{table.paths[0]}: {block[np.isinf(cast)][0]} is too large for dtype {dtype!r}: "
+            "leave dtype at 'float64'"
+        )
+    return cast
+
+
+def _require_weights(weights: np.ndarray, table: Table) -> None:
+    if (weights < 0).any():
+        raise DataError(
+            f"{table.paths[0]}: the weight {weights.min()} in column "
+            f"{table.wanted.sample_weight!r} is below 0: give weights of 0 or more"
+        )
+
+
+class _Labels:
+    """Looks whether targets are class numbers."""
+
+    def __init__(self) -> None:
+        self._seen: np.ndarray | None = np.zeros(0, bool)
+
+    def add(self, block: np.ndarray) -> None:
+        """Look at some rows of targets."""
+        if self._seen is None or not len(block):
+            return
+        if block[0].size == 1:
+            block = block.astype(np.float64)
+            most = block.max()
+        if block[0].size != 1 or block.min() < 0 or most >= _MOST_CLASSES or np.any(block % 1):
+            self._seen = None
+            return
+        if most >= len(self._seen):
+            self._seen = np.pad(self._seen, (0, int(most) + 1 - len(self._seen)))
+        self._seen[np.unique(block).astype(np.int64)] = True
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes; None if the targets aren't such numbers."""
+        if self._seen is None or len(self._seen) < 2 or not self._seen.all():
+            return None
+        return len(self._seen)
+
+
+def _keras_arrays(name: str, part: str) -> dict[str, np.ndarray]:
+    """One of `keras.datasets`, which Keras downloads if it isn't there, and checks by its hash."""
+    import keras
+
+    known = sorted(n for n in dir(keras.datasets) if not n.startswith("_"))
+    if name not in known:
+        raise DataError(f"{KERAS}{name} is not among keras.datasets: {', '.join(known)}")
+    try:
+        train, test = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        raise DataError(f"{KERAS}{name} could not be had from Keras: {error}") from error
+    x, y = train if part == "train" else test
+    if x.dtype == object:
+        raise DataError(
+            f"{KERAS}{name} has rows of different lengths: make them equal with "
+            "keras.utils.pad_sequences, and save them with numpy.savez(path, x=..., y=...)"
+        )
+    return {"x": x, "y": y}
+
+
+# From files to arrays
+
+
+def open_prepared(folder: Path, record: dict[str, Any], source: str) -> Dataset:
+    """Map converted data into memory."""
+
+    def array(name: str) -> np.ndarray:
+        try:
+            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise DataError(f"{source} does not fit into memory: {error}") from error
+
+    class_names = record.get("class_names")
+    weighted = (folder / "sample_weight.npy").exists()
+    x = array("x")
+    return Dataset(
+        features=x,
+        targets=array("y") if (folder / "y.npy").exists() else np.zeros((len(x), 0)),
+        feature_names=tuple(record["x_names"]),
+        target_names=tuple(record.get("y_names", ())),
+        source=source,
+        sample_weight=array("sample_weight") if weighted else None,
+        categories={int(p): tuple(texts) for p, texts in record.get("categories", {}).items()},
+        kinds=tuple(record["kinds"]) if "kinds" in record else None,
+        class_names=None if class_names is None else tuple(class_names),
+        classes=record["classes"],
+        missing=record.get("missing", False),
+        dropped=record["dropped"],
+        key=record["key"],
+    )

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from . import data, models, replicas, results, runtime, snapshot
+from . import loading, models, replicas, results, runtime, snapshot
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .data import Dataset
+from .data import Dataset, Request
 from .errors import ConfigError, NumericsError
-from .split import Normalizer, train_validation_split
+from .preprocessing import Preprocessing
+from .rows import Rows
+from .shuffle import RandomSplit
+from .split import Normalizer
 from .training import evaluate, fit
 
+_CLASSES = "sparse_categorical_crossentropy"
 # Losses of classes: their targets are not normalised, and the built-in models give them logits.
 _CLASS_LOSSES = {
     "binary_crossentropy": keras.losses.BinaryCrossentropy,
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
     "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
 }
+
+
+# Rows of one step of the evaluation at the end.
+_EVALUATION_ROWS = 256
 
 
 def run(config: TrainConfig) -> None:
@@ -34,39 +43,48 @@ def run(config: TrainConfig) -> None:
     communicator = runtime.communicator()
     leader = communicator.rank == 0
     folder = results.new_folder(config.out) if leader else Path()
-    loss = _loss(config)
-    dataset = data.load(config.data, config.target)
-    train, validate = train_validation_split(len(dataset.features), config.validation_split)
-    if config.batch_size != "full" and config.batch_size > train.stop:
-        raise ConfigError(
-            f"--batch-size {config.batch_size} is larger than the {train.stop} rows to train on; "
-            f"give {train.stop} or less, or full for one update an epoch."
-        )
-    x_scaling, y_scaling = _normalizers(config, dataset, train)
-    x = x_scaling.transform(dataset.features) if x_scaling else dataset.features
-    y = y_scaling.transform(dataset.targets) if y_scaling else dataset.targets
-
+    if config.loss != "auto":
+        _loss(config.loss, config)
     checkpoint = _checkpoint(config)
+    dataset = loading.fetch(_request(config), config.cache)
+    loss = _loss_name(config, dataset)
     seed = config.seed
     if checkpoint is not None and seed is None:
         saved = snapshot.load(communicator, checkpoint)
         seed = None if saved is None else saved.seed
     seed = replicas.shared_seed(communicator, seed) % 2**32
+    split = RandomSplit(len(dataset.features), config.validation_split, seed)
+    if config.batch_size != "full" and config.batch_size > split.training:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} is larger than the {split.training} rows to train "
+            f"on; give {split.training} or less, or full for one update an epoch."
+        )
+    training = loading.Training(communicator, dataset, split.training, split.training_rows)
+    preprocessing = training.preprocessing(config.normalize)
+    y_scaling = None
+    # Class numbers and other integers are targets as they are.
+    if config.normalize and loss not in _CLASS_LOSSES and dataset.targets.dtype.kind == "f":
+        y_scaling = training.normalizer(dataset.targets, names=dataset.target_names)
+    parts = {"training": (split.training, split.training_rows)}
+    if split.validation:
+        parts["validation"] = (split.validation, split.validation_rows)
+    data = {name: _rows(dataset, preprocessing, y_scaling, *part) for name, part in parts.items()}
+    x, y, sample_weight = data["training"]
+
     keras.utils.set_random_seed(seed)
-    model = models.build(
-        config.model, dataset.features.shape[1:], _outputs(config, dataset), config.hidden
-    )
+    model = models.build(config.model, x.shape[1:], _outputs(loss, config, dataset), config.hidden)
     # Shares the weights of `model`. Made now: what can't be saved isn't worth training.
-    raw = models.with_preprocessing(model, x_scaling, y_scaling)
+    raw = models.on_raw_features(model, preprocessing, y_scaling)
     if not model.compiled:
-        accuracy = ["accuracy"] if config.loss in _CLASS_LOSSES else None
-        model.compile(_optimizer(config), loss, metrics=accuracy)
+        accuracy = ["accuracy"] if loss in _CLASS_LOSSES else None
+        model.compile(_optimizer(config), _loss(loss, config), metrics=accuracy)
     setting = results.Setting(
         config=config,
+        loss=loss,
         seed=seed,
         communicator=communicator,
         dataset=dataset,
-        train_rows=train.stop,
+        train_rows=split.training,
         normalized_targets=y_scaling is not None,
         folder=folder,
     )
@@ -75,23 +93,54 @@ def run(config: TrainConfig) -> None:
 
     history = fit(
         model,
-        x[train],
-        y[train],
+        x,
+        y,
         batch_size=config.batch_size,
         epochs=config.epochs,
         verbose=config.verbose if config.verbose == "auto" else int(config.verbose),
-        validation_data=(x[validate], y[validate]) if config.validation_split else None,
+        validation_data=data.get("validation"),
+        sample_weight=sample_weight,
         micro_batch_size=config.micro_batch_size,
         seed=seed,
         checkpoint=checkpoint,
     )
 
-    parts = {"training": train} | ({"validation": validate} if config.validation_split else {})
-    metric = "accuracy" if config.loss in _CLASS_LOSSES else "mean_absolute_error"
-    final = _evaluate(raw, model.loss, metric, dataset, parts)
+    metric = "accuracy" if loss in _CLASS_LOSSES else "mean_absolute_error"
+    own_units = {name: _rows(dataset, preprocessing, None, *part) for name, part in parts.items()}
+    final = _evaluate(models.in_target_units(model, y_scaling), model.loss, metric, own_units)
     if leader:
         folder = results.write(setting, model, raw, history.history, final)
         results.conclude(setting, model, final, folder)
+
+
+def _request(config: TrainConfig) -> Request:
+    return Request(
+        source=config.data,
+        target=config.target,
+        features=config.features or None,
+        sample_weight=config.sample_weight,
+        categorical=config.categorical,
+        missing=config.missing,
+        dtype=config.dtype,
+    )
+
+
+def _rows(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    y_scaling: Normalizer | None,
+    count: int,
+    select: Callable[[np.ndarray], np.ndarray],
+) -> tuple[Rows, Rows, Rows | None]:
+    """Features, targets and weights of some rows, as the model is trained on them."""
+    weights = dataset.sample_weight
+    unchanged = preprocessing.normalizer is None and not preprocessing.texts
+    change = None if unchanged else preprocessing.transform
+    return (
+        Rows(dataset.features, count, select, change),
+        Rows(dataset.targets, count, select, y_scaling.transform if y_scaling else None),
+        None if weights is None else Rows(weights, count, select),
+    )
 
 
 def _checkpoint(config: TrainConfig) -> Checkpoint | None:
@@ -106,7 +155,7 @@ def _checkpoint(config: TrainConfig) -> Checkpoint | None:
 
 
 def _evaluate(
-    raw: keras.Model, loss: Any, metric: str, dataset: Dataset, parts: dict[str, slice]
+    model: keras.Model, loss: Any, metric: str, parts: Mapping[str, tuple[Rows, Rows, Rows | None]]
 ) -> dict[str, dict[str, float] | None]:
     """Loss and metric of each part of the data in its own units; None where they aren't finite."""
     final: dict[str, dict[str, float] | None] = {}
@@ -114,11 +163,11 @@ def _evaluate(
     # float32 would forget the last digits of a column with a large mean, and overflow in squares.
     keras.config.set_floatx("float64")
     try:
-        raw.compile(loss=loss, metrics=[metric])
-        for part, rows in parts.items():
+        model.compile(loss=loss, metrics=[metric])
+        for part, (x, y, weights) in parts.items():
+            size = min(_EVALUATION_ROWS, len(x))
             try:
-                x, y = dataset.features[rows], dataset.targets[rows]
-                final[part] = evaluate(raw, x, y, verbose=0)
+                final[part] = evaluate(model, x, y, size, weights, verbose=0)
             except NumericsError:  # on all workers: the logarithm of a negative prediction, say
                 final[part] = None
     finally:
@@ -126,19 +175,24 @@ def _evaluate(
     return final
 
 
-def _normalizers(
-    config: TrainConfig, dataset: Dataset, train: slice
-) -> tuple[Normalizer | None, Normalizer | None]:
-    """Fit on the training rows alone; class numbers and other integers are targets as they are."""
-    if not config.normalize:
-        return None, None
-    x_scaling = Normalizer.fit(dataset.features[train])
-    if config.loss in _CLASS_LOSSES or not np.issubdtype(dataset.targets.dtype, np.floating):
-        return x_scaling, None
-    return x_scaling, Normalizer.fit(dataset.targets[train])
+def _loss_name(config: TrainConfig, dataset: Dataset) -> str:
+    """The loss that was given, or the one that goes with the targets."""
+    if config.loss != "auto":
+        if dataset.class_names is not None and config.loss != _CLASSES:
+            raise ConfigError(
+                f"--loss {config.loss} needs numbers, but the target {dataset.target_names[0]!r} "
+                f"holds texts such as {dataset.class_names[0]!r}. Leave --loss out."
+            )
+        return config.loss
+    if dataset.class_names is not None and dataset.classes is None:
+        raise ConfigError(
+            f"The target {dataset.target_names[0]!r} holds {dataset.class_names[:1]} in every "
+            "row; there is nothing to tell apart."
+        )
+    return _CLASSES if dataset.classes is not None else "mean_squared_error"
 
 
-def _outputs(config: TrainConfig, dataset: Dataset) -> int:
+def _outputs(loss: str, config: TrainConfig, dataset: Dataset) -> int:
     targets = dataset.targets
     if config.model in models.KNOWN and targets.ndim > 2:
         raise ConfigError(
@@ -146,35 +200,37 @@ def _outputs(config: TrainConfig, dataset: Dataset) -> int:
             f"targets in {dataset.source} have shape {targets.shape}. Give a model of your own, "
             "path/to/file.py:function."
         )
-    if config.loss != "sparse_categorical_crossentropy":
+    if loss != _CLASSES:
         return int(targets.shape[-1])
     if config.model in models.KNOWN and targets.shape[-1] != 1:
         raise ConfigError(
-            f"--loss {config.loss} needs one class number for each row, but the targets in "
+            f"--loss {loss} needs one class number for each row, but the targets in "
             f"{dataset.source} have shape {targets.shape}. For one column per class use --loss "
             "categorical_crossentropy."
         )
+    if dataset.classes is not None:
+        return dataset.classes
     classes = np.unique(targets)
     if classes[0] < 0 or np.any(classes != np.floor(classes)):
         raise ConfigError(
-            f"--loss {config.loss} needs class numbers 0, 1, 2, ... as targets, but "
+            f"--loss {loss} needs class numbers 0, 1, 2, ... as targets, but "
             f"{dataset.source} holds {classes[classes != np.floor(classes)][:1] or classes[:1]}. "
             "Number the classes, or choose a loss for other targets."
         )
     return int(classes[-1]) + 1
 
 
-def _loss(config: TrainConfig) -> Any:
-    if config.loss in _CLASS_LOSSES:
+def _loss(name: str, config: TrainConfig) -> Any:
+    if name in _CLASS_LOSSES:
         # A model of the user's may end in a softmax, as Keras's own default for these losses.
-        return _CLASS_LOSSES[config.loss](from_logits=config.model in models.KNOWN)
+        return _CLASS_LOSSES[name](from_logits=config.model in models.KNOWN)
     try:
-        return keras.losses.get(config.loss)
+        return keras.losses.get(name)
     except ValueError:
         known = sorted(name for name in vars(keras.losses) if name.islower() and name[0] != "_")
         known = [name for name in known if name not in ("deserialize", "get", "serialize")]
         raise ConfigError(
-            f"--loss {config.loss!r} is not a Keras loss; known are {', '.join(known)}."
+            f"--loss {name!r} is not a Keras loss; known are {', '.join(known)}."
         ) from None
 
 

@@ -1,18 +1,28 @@
 """The models that the command line builds, and the one it saves for use on raw data."""
 
 import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
 import numpy as np
 
-from ddp_gd.errors import ConfigError, ModelError
+from ddp_gd.errors import ConfigError, DataError, ModelError
+from ddp_gd.preprocessing import Preprocessing
 from ddp_gd.split import Normalizer
 
 KNOWN = ("linear", "mlp")
+
+_ABOUT = "ddp_gd.json"  # in the archive of a model
+_MOST_ABOUT = 2**26  # bytes
+_SMALL = 1e-6  # deviations that come near keras.config.epsilon()
+_UNKNOWN = "\0unknown"  # stands for texts that training did not see; none that is in a file
 
 
 def build(
@@ -62,35 +72,92 @@ def build(
     return keras.Sequential([keras.Input(input_shape, name="features"), *layers], name=name)
 
 
-def with_preprocessing(
-    model: keras.Model, features: Normalizer | None, targets: Normalizer | None
+def on_raw_features(
+    model: keras.Model, preprocessing: Preprocessing, targets: Normalizer | None
 ) -> keras.Model:
     """Wrap a trained model so that it takes raw features and predicts in the target's own units.
 
-    The result shares the weights of ``model``, is not compiled, and consists of built-in layers
-    around it: saved with ``.save("m.keras")`` it loads and predicts wherever Keras is installed,
-    without this package, provided that ``model`` itself does.
+    The result shares the weights of `model`, is not compiled, and consists of built-in layers
+    around it: saved with `.save("m.keras")` it loads and predicts wherever Keras is installed,
+    without this package, provided that `model` itself does.
 
-    The two outer layers are ``keras.layers.Rescaling`` in float64. ``keras.layers.Normalization``
-    would take every deviation below 1e-7 for 1e-7, and forgets all but float32 digits of the mean
-    when it is loaded. So calling the result on a float64 array agrees with
-    ``targets.inverse(model(features.transform(x)))`` to float32 rounding, also for a column with
-    mean 1e8 and deviation 1. ``keras.Model.predict`` is less exact on such a column: it turns
-    every array into float32 first, which moves a normalised value by up to 6e-8 * |mean| / scale.
+    It takes an array of shape (rows, ...) like the features of the data; where some of them are
+    categories, a dict with an array of shape (rows, 1) for each column, by its name: floats, or
+    texts ("true" and "false" for booleans).
+
+    Normalisation is done by `keras.layers.Normalization` in float64. So calling the result on a
+    float64 array agrees with `model(preprocessing.transform(x))` to float32 rounding, also for a
+    column with mean 1e8 and deviation 1. `keras.Model.predict` is less exact on such a column: it
+    turns every array into float32 first, which moves a normalised value by up to
+    6e-8 * |mean| / scale.
 
     Args:
         model: one input of shape (rows, ...) and one output of shape (rows, ..., k): Sequential
             or functional.
-        features: what the training features were normalised with, or None if they were not.
+        preprocessing: what made its features of the raw ones.
         targets: what the training targets were normalised with, or None if they were not.
 
     Returns:
-        A functional model; predictions are float64 where ``targets`` is given.
+        A functional model; predictions are float64 where `targets` is given.
 
     Raises:
         ModelError: the model has no fixed inputs, several inputs or outputs, or another number of
-            columns than a normaliser.
+            columns than the data.
+        DataError: a column's name can't be that of an input.
     """
+    _require_one_of_each(model)
+    if preprocessing.texts:
+        raw, x = _encoded(preprocessing)
+    else:
+        shape = model.inputs[0].shape[1:]
+        normalizer = preprocessing.normalizer
+        dtype = model.inputs[0].dtype if normalizer is None else "float64"
+        raw = keras.Input(shape, dtype=dtype, name="raw_features")
+        if normalizer is not None:
+            _require_width("features", len(normalizer.mean), shape[-1])
+        x = _scaled(raw, preprocessing)
+    _require_width("features", x.shape[-1], model.inputs[0].shape[-1])
+    outputs = _in_target_units(model(x), targets)
+    return keras.Model(raw, outputs, name=f"{model.name}_on_raw_features")
+
+
+def in_target_units(model: keras.Model, targets: Normalizer | None) -> keras.Model:
+    """Wrap a trained model so that it predicts in the target's own units; not compiled."""
+    _require_one_of_each(model)
+    features = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype)
+    outputs = _in_target_units(model(features), targets)
+    return keras.Model(features, outputs, name=f"{model.name}_in_target_units")
+
+
+def save(model: keras.Model, path: Path, about: Mapping[str, Any]) -> None:
+    """Save a model as a `.keras` file, and beside its parts, in the same archive, what it takes.
+
+    Keras doesn't read that part; `read_about` does.
+    """
+    model.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(_ABOUT, json.dumps(about, indent=2))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save` wrote about a model; nothing for a model that was saved by something else.
+
+    Raises:
+        ModelError: it is not a `.keras` file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _ABOUT not in archive.namelist():
+                return {}
+            if archive.getinfo(_ABOUT).file_size > _MOST_ABOUT:
+                raise ValueError("its description is too long")
+            about = json.loads(archive.read(_ABOUT))
+            return about if isinstance(about, dict) else {}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ModelError(f"{path} is not a whole .keras file: {error}") from error
+
+
+def _require_one_of_each(model: keras.Model) -> None:
     try:
         inputs, outputs = model.inputs, model.outputs
     except AttributeError as error:
@@ -103,29 +170,79 @@ def with_preprocessing(
             f"model {model.name!r} has {len(inputs)} inputs and {len(outputs)} outputs: "
             "raw features can be built in for one of each only"
         )
-    _check_columns("features", features, inputs[0].shape)
-    _check_columns("targets", targets, outputs[0].shape)
-
-    dtype = inputs[0].dtype if features is None else "float64"
-    raw = keras.Input(inputs[0].shape[1:], dtype=dtype, name="raw_features")
-    # Constants stay NumPy arrays: Keras saves those with their dtype, but lists as float32.
-    x = raw
-    if features is not None:
-        scale, offset = 1.0 / features.scale, -features.mean / features.scale
-        x = keras.layers.Rescaling(scale, offset, dtype="float64", name="normalize")(x)
-    x = model(x)
-    if targets is not None:
-        scale, offset = np.asarray(targets.scale), np.asarray(targets.mean)
-        x = keras.layers.Rescaling(scale, offset, dtype="float64", name="to_target_units")(x)
-    return keras.Model(raw, x, name=f"{model.name}_on_raw_features")
 
 
-def _check_columns(what: str, normalizer: Normalizer | None, shape: tuple[int | None, ...]) -> None:
-    if normalizer is not None and shape[-1] != len(normalizer.mean):
+def _require_width(what: str, of_data: int, of_model: int) -> None:
+    if of_data != of_model:
         raise ModelError(
-            f"the data has {len(normalizer.mean)} columns of {what} but the model has "
-            f"{shape[-1]}: give it as many"
+            f"the data has {of_data} columns of {what} but the model has {of_model}: give it as "
+            "many"
         )
+
+
+def _encoded(preprocessing: Preprocessing) -> tuple[dict[str, Any], Any]:
+    """Inputs by column, and the features that are made of them."""
+    names = preprocessing.names
+    if bad := [name for name in names if "/" in name]:
+        raise DataError(
+            f"column {bad[0]!r} can't name an input of a Keras model: leave out the '/'"
+        )
+    raw = {
+        name: keras.Input(
+            (1,), dtype="string" if p in preprocessing.texts else "float64", name=name
+        )
+        for p, name in enumerate(names)
+    }
+    groups = []
+    if places := preprocessing.number_places:
+        columns = [raw[names[p]] for p in places]
+        together = keras.layers.Concatenate(dtype="float64", name="numbers_of_row")
+        numbers = together(columns) if len(columns) > 1 else columns[0]
+        groups.append(keras.ops.cast(_scaled(numbers, preprocessing), "float32"))
+    for place, texts in preprocessing.texts.items():
+        lookup = keras.layers.StringLookup(
+            vocabulary=list(texts), output_mode="one_hot", oov_token=_UNKNOWN
+        )
+        one_hot = keras.ops.cast(lookup(raw[names[place]]), "float32")
+        groups.append(one_hot[:, 1:])  # the first is for unknown texts
+    join = keras.layers.Concatenate(name="features_of_row")
+    return raw, join(groups) if len(groups) > 1 else groups[0]
+
+
+def _scaled(raw: Any, preprocessing: Preprocessing) -> Any:
+    if preprocessing.normalizer is None:
+        return raw
+    x = _normalization(raw, preprocessing.normalizer, "normalize")
+    return keras.ops.nan_to_num(x, nan=0.0) if preprocessing.missing else x
+
+
+def _in_target_units(x: Any, targets: Normalizer | None) -> Any:
+    if targets is None:
+        return x
+    _require_width("targets", len(targets.mean), x.shape[-1])
+    return _normalization(x, targets, "to_target_units", invert=True)
+
+
+def _normalization(x: Any, normalizer: Normalizer, name: str, invert: bool = False) -> Any:
+    """Apply Keras's layer with these moments, to all their float64 digits.
+
+    The layer takes deviations below Keras's epsilon for that: columns with such a unit are given
+    another one before, or after, that differs by a power of two and so by no digit.
+    """
+    scale = np.asarray(normalizer.scale)
+    factor = np.where(scale < _SMALL, np.exp2(-np.floor(np.log2(scale))), 1.0)
+    layer = keras.layers.Normalization(invert=invert, dtype="float64", name=name)
+    layer.build((None, *x.shape[1:]))
+    # Not as arguments: those are saved with float32 digits.
+    layer.adapt_mean.assign(normalizer.mean * factor)
+    layer.adapt_variance.assign(np.square(scale * factor))
+    layer.finalize_state()
+    if np.all(factor == 1.0):
+        return layer(x)
+    # Constants stay NumPy arrays: Keras saves those with their dtype, but lists as float32.
+    unit = np.asarray(1.0 / factor if invert else factor)
+    rescaling = keras.layers.Rescaling(unit, dtype="float64", name=f"{name}_unit")
+    return rescaling(layer(x)) if invert else layer(rescaling(x))
 
 
 def _from_file(name: str, input_shape: tuple[int, ...], output_units: int) -> keras.Model:

@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from . import bits, report, runtime
+from . import bits, models, report, runtime
 from .comm.base import Communicator
 from .config import TrainConfig
 from .data import Dataset
@@ -37,6 +37,7 @@ class Setting:
 
     Attributes:
         config: the command line.
+        loss: its name, chosen if the command line left that open.
         seed: `config.seed`, or the one that was drawn.
         communicator: the workers.
         dataset: the data, in their own units.
@@ -46,6 +47,7 @@ class Setting:
     """
 
     config: TrainConfig
+    loss: str
     seed: int
     communicator: Communicator
     dataset: Dataset
@@ -110,6 +112,7 @@ def announce(setting: Setting, model: keras.Model) -> None:
         f"to validate; {' x '.join(map(str, features))} feature{'s' * (features != (1,))} -> "
         f"{', '.join(dataset.target_names)}"
         + ("; normalised by the training rows" if config.normalize else ""),
+        "target": _target(setting),
         "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
         f"{_optimizer(model.optimizer)}",
         "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}"
@@ -122,7 +125,8 @@ def announce(setting: Setting, model: keras.Model) -> None:
         "results": str(setting.folder),
     }
     for name, text in lines.items():
-        print(f"{name:<8}{text}", flush=True)
+        if text:
+            print(f"{name:<8}{text}", flush=True)
 
 
 def write(
@@ -176,8 +180,39 @@ def write(
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
     unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
     report.draw_losses(history, folder / "loss.png", unit)
-    raw.save(folder / "model.keras")
+    models.save(raw, folder / "model.keras", _about(setting))
     return folder
+
+
+def _target(setting: Setting) -> str:
+    """Why the loss was chosen that the command line left open."""
+    dataset = setting.dataset
+    if setting.config.loss != "auto" or dataset.classes is None:
+        return ""
+    if dataset.class_names is not None:
+        names = ", ".join(map(repr, dataset.class_names[:6]))
+        return f"{dataset.classes} classes: {names}{', ...' * (dataset.classes > 6)}"
+    return (
+        f"whole numbers 0 to {dataset.classes - 1}, each of which occurs: taken as classes. If "
+        "they are amounts, give --loss mean_squared_error"
+    )
+
+
+def _about(setting: Setting) -> dict[str, Any]:
+    """What the saved model takes and gives, for `python -m ddp_gd.predict`."""
+    dataset = setting.dataset
+    names = dataset.class_names
+    if names is None and setting.loss == "sparse_categorical_crossentropy":
+        names = tuple(map(str, range(dataset.classes or 0)))
+    return {
+        "features": dataset.feature_names,
+        "kinds": dataset.kinds,
+        "targets": dataset.target_names,
+        "class_names": names,
+        "logits": setting.config.model in models.KNOWN,
+        "missing": setting.config.missing,
+        "dtype": setting.config.dtype,
+    }
 
 
 def conclude(setting: Setting, model: keras.Model, final: Final, folder: Path) -> None:

@@ -260,9 +260,10 @@ def _end_job_on_exception(
     def end_job(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        where = f" (rank {rank} on {socket.gethostname()})" if rank > 0 else ""
+        where = f" (rank {rank} on {socket.gethostname()})"
         if isinstance(error, DdpGdError) and os.environ.get("DDP_GD_TRACEBACK") != "1":
-            text = f"ddp_gd: error{where}: {error}\n"
+            # Of what is wrong on all of them rank 0 speaks: no worker is to blame.
+            text = f"ddp_gd: error{where if rank > 0 else ''}: {error}\n"
         else:
             lines = "".join(traceback.format_exception(kind, error, trace))
             text = f"ddp_gd: this ended the job{where}:\n{lines}"

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_gd import data
+import ddp_gd
+from ddp_gd import data, tables
 from ddp_gd.errors import DataError
 
 
@@ -26,7 +27,7 @@ def write_npz(folder: Path, **arrays: object) -> str:
 
 def test_diabetes_is_the_published_data():
     """The built-in data has the published rows, columns, sums and target mean, in raw units."""
-    dataset = data.load("diabetes")
+    dataset = ddp_gd.load("diabetes")
     assert dataset.features.shape == (442, 10)
     assert dataset.targets.shape == (442, 1)
     assert " ".join(dataset.feature_names) == "age sex bmi bp s1 s2 s3 s4 s5 s6"
@@ -49,7 +50,7 @@ def test_diabetes_file_is_the_documented_one():
 def test_csv_takes_the_target_out_wherever_it_stands(tmp_path):
     """The named column becomes the targets and the others, in file order, the features."""
     source = write_csv(tmp_path, "a,y,b\n1,2,3\n4,5,6\n")
-    dataset = data.load(source, target="y")
+    dataset = ddp_gd.load(source, target="y")
     np.testing.assert_array_equal(dataset.features, [[1, 3], [4, 6]])
     np.testing.assert_array_equal(dataset.targets, [[2], [5]])
     assert dataset.features.dtype == dataset.targets.dtype == np.float64
@@ -69,23 +70,23 @@ def test_csv_takes_the_target_out_wherever_it_stands(tmp_path):
 )
 def test_csv_reads_every_common_dialect_alike(tmp_path, content):
     """Byte order mark, line ends, blank lines, spaces and quotes do not change what is read."""
-    dataset = data.load(write_csv(tmp_path, content), target="b")
+    dataset = ddp_gd.load(write_csv(tmp_path, content), target="b")
     np.testing.assert_array_equal(dataset.features, [[1], [-300]])
     np.testing.assert_array_equal(dataset.targets, [[2.5], [4]])
 
 
 def test_csv_keeps_float64_digits(tmp_path):
     """A value that float32 cannot hold is read to the last float64 bit."""
-    dataset = data.load(write_csv(tmp_path, "a,b\n100000000.1,0\n"), target="b")
+    dataset = ddp_gd.load(write_csv(tmp_path, "a,b\n100000000.1,0\n"), target="b")
     assert dataset.features[0, 0] == 100000000.1
 
 
 def test_csv_larger_than_a_block_is_read_whole(tmp_path, monkeypatch):
     """Rows are neither lost nor reordered where the reader starts a new block."""
-    monkeypatch.setattr(data, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     rows = 1000
     source = write_csv(tmp_path, "a,b\n" + "".join(f"{i},{-i}\n" for i in range(rows)))
-    dataset = data.load(source, target="b")
+    dataset = ddp_gd.load(source, target="b")
     np.testing.assert_array_equal(dataset.features[:, 0], np.arange(rows))
     np.testing.assert_array_equal(dataset.targets[:, 0], -np.arange(rows))
 
@@ -125,7 +126,7 @@ def test_csv_that_cannot_be_used_is_explained(tmp_path, case):
     content, expected = BAD_CSV[case]
     source = write_csv(tmp_path, content)
     with pytest.raises(DataError) as caught:
-        data.load(source, target="b")
+        ddp_gd.load(source, target="b")
     message = str(caught.value)
     assert message.startswith(source)
     assert all(part in message for part in expected), message
@@ -135,7 +136,7 @@ def test_csv_that_cannot_be_used_is_explained(tmp_path, case):
 def test_csv_without_a_target_lists_the_columns(tmp_path):
     """A CSV file read without naming its target gives the names to choose from."""
     with pytest.raises(DataError, match=r"name the target column of .*'a', 'b'"):
-        data.load(write_csv(tmp_path, "a,b\n1,2\n"))
+        ddp_gd.load(write_csv(tmp_path, "a,b\n1,2\n"))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +155,13 @@ def test_source_that_is_not_there_is_explained(tmp_path, monkeypatch, source, me
     monkeypatch.chdir(tmp_path)
     Path("folder.csv").mkdir()
     with pytest.raises(DataError, match=message):
-        data.load(source, target="b")
+        ddp_gd.load(source, target="b")
 
 
 def test_npz_keeps_dtype_and_shape(tmp_path):
     """Images stay uint8 in their shape and 1-d labels become one column of integers."""
     images = np.arange(3 * 4 * 5 * 2, dtype=np.uint8).reshape(3, 4, 5, 2)
-    dataset = data.load(write_npz(tmp_path, x=images, y=np.array([0, 2, 1])))
+    dataset = ddp_gd.load(write_npz(tmp_path, x=images, y=np.array([0, 2, 1])))
     np.testing.assert_array_equal(dataset.features, images)
     np.testing.assert_array_equal(dataset.targets, [[0], [2], [1]])
     assert (dataset.features.dtype, dataset.targets.dtype) == (np.uint8, np.int64)
@@ -172,7 +173,7 @@ def test_npz_of_any_layout_comes_out_native_and_row_major(tmp_path):
     values = np.arange(6.0).reshape(3, 2)
     path = tmp_path / "arrays.npz"
     np.savez_compressed(path, x=np.asfortranarray(values.astype(">f8")), y=values[:, 0])
-    dataset = data.load(str(path))
+    dataset = ddp_gd.load(str(path))
     np.testing.assert_array_equal(dataset.features, values)
     assert dataset.features.dtype.isnative
     assert dataset.features.flags.c_contiguous
@@ -203,7 +204,7 @@ def test_npz_that_cannot_be_used_is_explained(tmp_path, case):
     arrays, expected = BAD_NPZ[case]
     source = write_npz(tmp_path, **arrays)
     with pytest.raises(DataError) as caught:
-        data.load(source)
+        ddp_gd.load(source)
     assert str(caught.value).startswith(source)
     assert all(part in str(caught.value) for part in expected), str(caught.value)
 
@@ -215,7 +216,7 @@ def test_truncated_npz_is_explained(tmp_path, kept):
     whole = Path(source).read_bytes()
     Path(source).write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(DataError, match=r"not a whole \.npz file"):
-        data.load(source)
+        ddp_gd.load(source)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -227,7 +228,7 @@ def test_npz_with_flipped_byte_is_explained(tmp_path, save):
     content[5000] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"not a whole \.npz file"):
-        data.load(str(path))
+        ddp_gd.load(str(path))
 
 
 def test_npz_that_claims_more_than_it_holds_is_not_allocated(tmp_path):
@@ -241,10 +242,10 @@ def test_npz_that_claims_more_than_it_holds_is_not_allocated(tmp_path):
         archive.writestr("x.npy", header.getvalue() + bytes(64))
         archive.writestr("y.npy", header.getvalue() + bytes(64))
     with pytest.raises(DataError, match="needs 1125899906842624 bytes but the file holds 64"):
-        data.load(str(path))
+        ddp_gd.load(str(path))
 
 
 def test_target_for_npz_is_refused(tmp_path):
     """A target name that a .npz file cannot honour is an error rather than ignored."""
     with pytest.raises(DataError, match="target 'b' names a CSV column"):
-        data.load(write_npz(tmp_path, x=ONE, y=ONE), target="b")
+        ddp_gd.load(write_npz(tmp_path, x=ONE, y=ONE), target="b")

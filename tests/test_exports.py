@@ -10,7 +10,7 @@ import pytest
 
 import ddp_gd
 
-FUNCTIONS = ["evaluate", "fingerprint", "fit", "init", "local_rank", "rank", "size"]
+FUNCTIONS = ["evaluate", "fingerprint", "fit", "init", "load", "local_rank", "rank", "size"]
 CLASSES = ["Checkpoint"]
 ERRORS = [
     "CheckpointError",

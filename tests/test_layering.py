@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors tree cores interrupts
 config
+arrayfiles cache tables rows
 plan split data progress bits checkpoint
+preprocessing
 comm.attendance comm.environment
 comm.base
 comm.tensors comm.board
@@ -22,7 +24,7 @@ comm
 comm.single comm.horovod comm.mpi
 watch
 runtime
-arrays shuffle
+arrays shuffle loading
 losses state reduction
 step
 loop
@@ -48,7 +50,7 @@ ONLY_IN = {
     "mpi4py": {"comm.mpi", "comm.board"},
     "matplotlib": {"report"},
 }
-LIGHT = {"errors", "config", "plan", "split", "data", "comm", "comm.base", "comm.environment"}
+LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 
 
 def _imports(name: str) -> set[str]:

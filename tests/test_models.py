@@ -4,9 +4,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ddp_gd import models
 from ddp_gd.errors import ConfigError, ModelError
+from ddp_gd.preprocessing import Preprocessing
 from ddp_gd.split import Normalizer
 
 
@@ -127,6 +129,12 @@ def test_function_that_cannot_be_used_is_explained(tmp_path, monkeypatch, name, 
         models.build(name, (3,), 2, ())
 
 
+def scaling(normalizer):
+    """Preprocessing that normalises columns of numbers, or does nothing."""
+    width = 0 if normalizer is None else len(normalizer.mean)
+    return Preprocessing(tuple(map(str, range(width))), normalizer)
+
+
 def raw_data():
     """Ordinary, far from zero, tiny and constant columns; a target far from zero."""
     rng = np.random.default_rng(0)
@@ -140,7 +148,7 @@ def test_preprocessing_equals_the_normalizers():
     features, targets = raw_data()
     by_column, by_target = Normalizer.fit(features), Normalizer.fit(targets)
     model = models.build("mlp", (4,), 2, (8,))
-    wrapped = models.with_preprocessing(model, by_column, by_target)
+    wrapped = models.on_raw_features(model, scaling(by_column), by_target)
     inner = model(by_column.transform(features)).numpy()
     np.testing.assert_allclose(
         (wrapped(features).numpy() - by_target.mean) / by_target.scale, inner, atol=2e-6
@@ -153,7 +161,7 @@ def test_predict_loses_only_what_float32_input_loses():
     features, _ = raw_data()
     by_column = Normalizer.fit(features)
     identity = keras.Sequential([keras.Input((4,)), keras.layers.Identity()])
-    wrapped = models.with_preprocessing(identity, by_column, None)
+    wrapped = models.on_raw_features(identity, scaling(by_column), None)
     error = np.abs(wrapped.predict(features, verbose=0) - by_column.transform(features))
     bound = 6e-8 * (np.abs(features) / by_column.scale).max(axis=0) + 1e-6
     assert (error.max(axis=0) <= bound).all()
@@ -171,7 +179,7 @@ def test_either_side_may_go_without(with_features, with_targets):
     expected = model(by_column.transform(features) if by_column else features).numpy()
     if by_target:
         expected = by_target.inverse(expected)
-    actual = models.with_preprocessing(model, by_column, by_target)(features)
+    actual = models.on_raw_features(model, scaling(by_column), by_target)(features)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -179,7 +187,7 @@ def test_later_training_reaches_the_wrapped_model():
     """The wrapped model shares the weights, so setting them in one sets them in the other."""
     features, targets = raw_data()
     model = models.build("linear", (4,), 2)
-    wrapped = models.with_preprocessing(model, None, Normalizer.fit(targets))
+    wrapped = models.on_raw_features(model, scaling(None), Normalizer.fit(targets))
     model.set_weights([np.zeros((4, 2)), np.zeros(2)])
     np.testing.assert_allclose(wrapped(features)[0], targets.mean(axis=0), rtol=1e-12)
 
@@ -189,7 +197,7 @@ def test_image_model_takes_raw_uint8_images():
     images = np.random.default_rng(1).integers(0, 256, size=(6, 4, 4, 3), dtype=np.uint8)
     by_channel = Normalizer.fit(images)
     model = models.build("linear", (4, 4, 3), 2)
-    wrapped = models.with_preprocessing(model, by_channel, None)
+    wrapped = models.on_raw_features(model, scaling(by_channel), None)
     expected = model(by_channel.transform(images))
     np.testing.assert_allclose(wrapped.predict(images, verbose=0), expected, atol=1e-5)
 
@@ -201,7 +209,7 @@ def test_saved_model_predicts_the_same_in_plain_keras(tmp_path):
     features, targets = raw_data()
     by_target = Normalizer.fit(targets)
     model = models.build("mlp", (4,), 2, (8,))
-    wrapped = models.with_preprocessing(model, Normalizer.fit(features), by_target)
+    wrapped = models.on_raw_features(model, scaling(Normalizer.fit(features)), by_target)
     wrapped.save(tmp_path / "m.keras")
     np.save(tmp_path / "x.npy", features)
     script = (
@@ -229,7 +237,7 @@ def test_normalizer_of_another_width_is_refused(feature_columns, target_columns,
     by_column = Normalizer(np.zeros(feature_columns), np.ones(feature_columns))
     by_target = Normalizer(np.zeros(target_columns), np.ones(target_columns))
     with pytest.raises(ModelError, match=message):
-        models.with_preprocessing(model, by_column, by_target)
+        models.on_raw_features(model, scaling(by_column), by_target)
 
 
 def test_model_without_one_input_and_output_is_refused():
@@ -237,6 +245,56 @@ def test_model_without_one_input_and_output_is_refused():
     raw = keras.Input((4,))
     two = keras.Model(raw, [keras.layers.Dense(1)(raw), keras.layers.Dense(1)(raw)])
     with pytest.raises(ModelError, match="1 inputs and 2 outputs"):
-        models.with_preprocessing(two, None, None)
+        models.on_raw_features(two, scaling(None), None)
     with pytest.raises(ModelError, match="does not declare its inputs"):
-        models.with_preprocessing(keras.Sequential([keras.layers.Dense(1)]), None, None)
+        models.on_raw_features(keras.Sequential([keras.layers.Dense(1)]), scaling(None), None)
+
+
+# Keras reads variables as np.array(tensor); TensorFlow's __array__ is older than NumPy 2's.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+def test_categories_and_missing_numbers_are_inside_the_saved_model(tmp_path):
+    """On rows by column, unknown texts and NaN too, the saved model gives what training saw."""
+    numbers = Normalizer(np.array([5.0, 2e-9]), np.array([3.0, 1e-9]))
+    preprocessing = Preprocessing(
+        names=("a", "town", "b", "ok"),
+        normalizer=numbers,
+        missing=True,
+        texts={1: ("", "Bern", "New York"), 3: ("false", "true")},
+        numbers={1: np.array([2, 0, 3]), 3: np.array([0, 1])},
+    )
+    model = models.build("linear", (7,), 1)
+    path = tmp_path / "m.keras"
+    models.save(models.on_raw_features(model, preprocessing, None), path, {"features": ["a"]})
+    assert models.read_about(path) == {"features": ["a"]}
+    # town: Bern 0, Köln 1 (not in the training rows), "" 2, New York 3
+    coded = np.array([[5, 0, 3e-9, 1], [np.nan, 1, 2e-9, 0], [8, 2, np.nan, 1], [2, 3, 0, 0]])
+    towns = np.array([["Bern"], ["Köln"], [""], ["New York"]])
+    columns = {
+        "a": tf.constant(coded[:, :1]),
+        "town": tf.constant(towns),
+        "b": tf.constant(coded[:, 2:3]),
+        "ok": tf.constant([["true"], ["false"], ["true"], ["false"]]),
+    }
+    features = preprocessing.transform(coded)
+    np.testing.assert_array_equal(
+        features,
+        [
+            [0, 1, 0, 1, 0, 0, 1],
+            [0, 0, 0, 0, 0, 1, 0],
+            [1, 0, 1, 0, 0, 0, 1],
+            [-1, -2, 0, 0, 1, 1, 0],
+        ],
+    )
+    loaded = keras.saving.load_model(path, safe_mode=True)
+    np.testing.assert_allclose(loaded(columns), model(features), atol=1e-6)
+
+
+def test_normalisation_lives_in_a_layer_of_keras():
+    """Mean and variance are those of a `keras.layers.Normalization`, to all float64 digits."""
+    features, _ = raw_data()
+    by_column = Normalizer.fit(features[:, :2])
+    wrapped = models.on_raw_features(models.build("linear", (2,), 2), scaling(by_column), None)
+    layer = wrapped.get_layer("normalize")
+    assert isinstance(layer, keras.layers.Normalization)
+    np.testing.assert_array_equal(layer.mean[0], by_column.mean)
+    np.testing.assert_array_equal(np.sqrt(layer.variance[0]), by_column.scale)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from jobs import run_job
 
-from ddp_gd import data, train
+import ddp_gd
+from ddp_gd import train
+from ddp_gd.shuffle import RandomSplit
 from ddp_gd.split import Normalizer
 
 # Keras's own code, on saving, with NumPy 2.
@@ -176,13 +178,15 @@ def test_results_hold_what_a_user_needs(four_workers):
 def test_saved_model_predicts_raw_rows(four_workers):
     """Plain Keras loads the model in safe mode, and its error on raw rows is the one reported."""
     model = keras.saving.load_model(four_workers.results / "model.keras", safe_mode=True)
-    dataset = data.load("diabetes")
-    predicted = model.predict(dataset.features[397:], verbose=0)
-    error = np.mean((predicted - dataset.targets[397:]) ** 2)
+    dataset = ddp_gd.load("diabetes")
+    split = RandomSplit(442, 0.1, seed=1)
+    held_back = split.validation_rows(np.arange(45))
+    predicted = model.predict(dataset.features[held_back], verbose=0)
+    error = np.mean((predicted - dataset.targets[held_back]) ** 2)
     final = json.loads((four_workers.results / "config.json").read_text())["final"]
     assert error == pytest.approx(final["validation"]["loss"], rel=1e-5)
     last_epoch = history(four_workers.results)[1][-1]
-    variance = Normalizer.fit(dataset.targets[:397]).scale[0] ** 2
+    variance = Normalizer.fit(dataset.targets[split.training_rows(np.arange(397))]).scale[0] ** 2
     assert error == pytest.approx(last_epoch[2] * variance, rel=1e-5)
 
 
@@ -206,6 +210,7 @@ def test_full_folder_is_left_alone(command, folder):
 def test_losses_in_own_units_keep_their_digits(command, folder):
     """Targets with a large mean, or with squares beyond float32, have exact final losses."""
     table = np.random.default_rng(0).normal(size=(60, 3))
+    scale = {"a": 100, "b": 1e30}
     write_csv(folder / "a.csv", ["a", "b", "y"], table * [1, 1, 100] + [0, 0, 1.6e9])
     write_csv(folder / "b.csv", ["a", "b", "y"], table * 1e30)
     for name in ("a", "b"):
@@ -213,7 +218,8 @@ def test_losses_in_own_units_keep_their_digits(command, folder):
         done = command("--data", f"{name}.csv", *arguments)
         assert done.status == 0, done.err
         final = json.loads((folder / name / "config.json").read_text())["final"]
-        variance = Normalizer.fit(data.load(f"{name}.csv", "y").targets[:54]).scale[0] ** 2
+        rows = RandomSplit(60, 0.1, seed=1).training_rows(np.arange(54))
+        variance = Normalizer.fit(table[rows, 2:] * scale[name]).scale[0] ** 2
         last_epoch = history(folder / name)[1][-1]
         assert final["validation"]["loss"] == pytest.approx(last_epoch[2] * variance, rel=1e-4)
 

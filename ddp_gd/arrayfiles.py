@@ -1,0 +1,238 @@
+"""`.npy` and `.npz` files: headers are checked before any value is read, values block by block."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .errors import DataError
+
+_BLOCK_BYTES = 1 << 22
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # an encrypted member, or a compression that Python does not have
+    ValueError,
+)
+
+
+class ArrayWriter:
+    """A `.npy` file that rows are appended to.
+
+    Args:
+        path: a new file.
+        dtype: of the values.
+        row_shape: of one row.
+    """
+
+    def __init__(self, path: Path, dtype: Any, row_shape: tuple[int, ...]):
+        self.rows = 0
+        self._dtype = np.dtype(dtype)
+        self._row_shape = row_shape
+        self._digest = hashlib.sha256()
+        self._file = path.open("xb")
+        self._write_header()
+        self._offset = self._file.tell()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, block: np.ndarray) -> None:
+        """Add rows, shape (rows, *row_shape); they are cast to the file's dtype."""
+        block = np.ascontiguousarray(block, self._dtype)
+        content = block.reshape(-1).view(np.uint8).data
+        self._file.write(content)
+        self._digest.update(content)
+        self.rows += len(block)
+
+    def close(self) -> dict[str, Any]:
+        """Return when everything is on the disk: the checksum, and where the values begin."""
+        self._file.seek(0)
+        self._write_header()  # of the same length: NumPy leaves room for the number of rows
+        assert self._file.tell() == self._offset
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {"sha256": self._digest.hexdigest(), "offset": self._offset}
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": (self.rows, *self._row_shape),
+            },
+        )
+
+
+def npz_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of the arrays `x`, `y` and perhaps `sample_weight` of a `.npz` file.
+
+    Raises:
+        DataError: the file is broken, or they can't be used; nothing but headers has been read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = ["x", "y"]
+            names += ["sample_weight"] if "sample_weight.npy" in archive.namelist() else []
+            found = {name: _check_member(archive, name, path) for name in names}
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise _broken_npz(path, error) from error
+    _require_equal_rows(path, {name: shape[0] for name, (shape, _) in found.items()})
+    return found
+
+
+def npz_blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+    """Read one array of a `.npz` file: some rows at a time, finite, native-endian."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            shape, fortran, dtype = _read_header(member)
+            if fortran and len(shape) > 1:
+                # Its rows lie scattered: only the whole of it can be put in order.
+                member.seek(0)
+                try:
+                    blocks = iter([np.lib.format.read_array(member, allow_pickle=False)])
+                except MemoryError as error:
+                    raise DataError(f"{path} does not fit into memory: {error}") from error
+            else:
+                blocks = _row_blocks(member, shape, dtype)
+            native = dtype.newbyteorder("=")
+            yield from _finite((np.ascontiguousarray(b, native) for b in blocks), name, path)
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise _broken_npz(path, error) from error
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """Map a `.npy` file into memory, after a look at its header.
+
+    Raises:
+        DataError: it is broken, or its dtype or shape can't be used.
+    """
+    try:
+        with path.open("rb") as file:
+            shape, _, dtype = _read_header(file)
+            held = path.stat().st_size - file.tell()
+        _check_array(str(path), shape, dtype, held)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} is not a whole .npy file ({error}): write it again with numpy.save"
+        ) from error
+
+
+def blocks_of(array: np.ndarray, name: str, source: str) -> Iterator[np.ndarray]:
+    """An array's rows, some at a time, finite, native-endian."""
+    rows = max(1, _BLOCK_BYTES * len(array) // max(array.nbytes, 1))
+    starts = range(0, len(array), rows)
+    native = array.dtype.newbyteorder("=")
+    blocks = (np.ascontiguousarray(array[s : s + rows], native) for s in starts)
+    yield from _finite(blocks, name, source)
+
+
+def _finite(blocks: Iterator[np.ndarray], name: str, source: Path | str) -> Iterator[np.ndarray]:
+    """Hand blocks of rows on; refuse values that are NaN or infinite."""
+    first = 0
+    for block in blocks:
+        finite = np.isfinite(block)
+        if not finite.all():
+            where = [int(i) for i in np.unravel_index(np.argmin(finite), finite.shape)]
+            value = block[tuple(where)]
+            where[0] += first
+            count = finite.size - np.count_nonzero(finite)
+            count += sum(b.size - np.count_nonzero(np.isfinite(b)) for b in blocks)
+            raise DataError(
+                f"{source}: {count} of the values of {name!r} are not finite; the first is "
+                f"{value} at {name}[{', '.join(map(str, where))}] (counted from 0). Replace them, "
+                "or remove their rows"
+            )
+        first += len(block)
+        yield block
+
+
+def _row_blocks(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
+    rows = max(1, _BLOCK_BYTES // row_bytes)
+    for start in range(0, shape[0], rows):
+        count = min(rows, shape[0] - start)
+        content = member.read(count * row_bytes)
+        yield np.frombuffer(content, dtype, count * math.prod(shape[1:])).reshape(count, *shape[1:])
+    member.read(1)  # at its end the archive's checksum is compared
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    if np.lib.format.read_magic(member) == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
+def _check_member(
+    archive: zipfile.ZipFile, name: str, path: Path
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of one array, from its header alone, once it is known to be usable."""
+    members = archive.namelist()
+    if f"{name}.npy" not in members:
+        held = ", ".join(repr(member.removesuffix(".npy")) for member in members) or "nothing"
+        raise DataError(
+            f"{path} has no array {name!r}; it holds {held}. "
+            "Write it with numpy.savez(path, x=..., y=...)"
+        )
+    with archive.open(f"{name}.npy") as member:
+        shape, _, dtype = _read_header(member)
+        header_bytes = member.tell()
+    held_bytes = archive.getinfo(f"{name}.npy").file_size - header_bytes
+    _check_array(f"{path}: {name!r}", shape, dtype, held_bytes)
+    return shape, dtype
+
+
+def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) -> None:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DataError(
+            f"{what} has dtype {dtype}: use booleans, integers or floats of at most 64 bits"
+        )
+    if not shape:
+        raise DataError(f"{what} is a single number: it needs rows, shape (rows, ...)")
+    if min(shape) < 1:
+        kind = "rows" if shape[0] < 1 else "values in a row"
+        raise DataError(f"{what} has no {kind} (shape {shape}): add some")
+    # An array that claims more than its file holds must not be allocated.
+    declared = math.prod(shape) * dtype.itemsize
+    if declared != held:
+        raise DataError(
+            f"{what} of shape {shape} needs {declared} bytes but the file holds {held}: the file "
+            "is damaged, write it again"
+        )
+
+
+def _require_equal_rows(path: Path, rows: dict[str, int]) -> None:
+    for name, count in rows.items():
+        if count != rows["x"]:
+            raise DataError(
+                f"{path}: 'x' has {rows['x']} rows but {name!r} has {count}: give every row its own"
+            )
+
+
+def _broken_npz(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} is not a whole .npz file ({error}): write it again with "
+        "numpy.savez(path, x=..., y=...)"
+    )

@@ -1,0 +1,242 @@
+"""Converted data, kept on disk: found by content, whole or not there, no larger than a limit.
+
+An entry is a folder named by a hash of what went in: the content of the source files and the
+options of the conversion. It is made under another name, and renamed when everything is on the
+disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, DataError
+
+DEFAULT_LIMIT = 64 * 10**9  # bytes
+_RECORD = "data.json"
+_SEEN = "seen.json"
+_PARTIAL = ".partial-"
+_ABANDONED = 24 * 3600.0  # seconds after which what a killed conversion left is removed
+_RACY = 2 * 10**9  # nanoseconds: a file changed so lately may change again within a clock tick
+_READ_BYTES = 1 << 22
+
+
+def default_folder() -> Path:
+    """`$DDP_GD_CACHE`, or the user's folder for such things."""
+    chosen = os.environ.get("DDP_GD_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ddp_gd" / "data"
+
+
+def default_limit() -> int:
+    """`$DDP_GD_CACHE_BYTES`, or 64 GB.
+
+    Raises:
+        ConfigError: it is not a whole number.
+    """
+    text = os.environ.get("DDP_GD_CACHE_BYTES", str(DEFAULT_LIMIT))
+    if not text.isdigit():
+        raise ConfigError(f"DDP_GD_CACHE_BYTES={text!r} must be a whole number of bytes.")
+    return int(text)
+
+
+class Cache:
+    """A folder of converted data.
+
+    Args:
+        folder: made when it is needed, for this user only.
+        limit: bytes; the entries that were not used for longest make room for new ones.
+    """
+
+    def __init__(self, folder: Path, limit: int):
+        self.folder = folder
+        self.limit = limit
+
+    def digest(self, path: Path) -> Iterator[int | str]:
+        """Hash a file's content, or remember the hash of a file that has not changed since.
+
+        Yields:
+            Bytes read so far; at last the SHA-256, hexadecimal.
+        """
+        identity = _identity(path)
+        note = self.folder / "files" / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(note.read_text())
+            if noted["identity"] == identity:
+                yield str(noted["sha256"])
+                return
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb", buffering=0) as file:
+                while piece := file.read(_READ_BYTES):
+                    digest.update(piece)
+                    yield file.tell()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if _identity(path) != identity:
+            raise DataError(f"{path} changed while it was read: start again when it is complete")
+        if time.time_ns() - max(identity[2:4]) > _RACY:
+            with contextlib.suppress(OSError):
+                _make_private(note.parent)
+                _write(note, {"identity": identity, "sha256": digest.hexdigest()})
+        yield digest.hexdigest()
+
+    def find(self, key: str) -> Path | None:
+        """The folder of an entry, if it is there and whole; a damaged one is removed, loudly."""
+        entry = self.folder / key
+        try:
+            record = json.loads((entry / _RECORD).read_text())
+            files = record["files"]
+            identities = {name: _identity(entry / name) for name in files}
+            seen = {}
+            with contextlib.suppress(OSError, ValueError):
+                seen = json.loads((entry / _SEEN).read_text())
+            if identities != seen:  # someone wrote to them, or copied them: read them all
+                for name, expected in files.items():
+                    if _values_sha256(entry / name, expected["offset"]) != expected["sha256"]:
+                        raise ValueError(f"{name} has another checksum")
+                _write(entry / _SEEN, identities)
+            os.utime(entry / _RECORD)
+        except FileNotFoundError:
+            if not entry.exists():
+                return None
+            problem: object = "a file is missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = error
+        else:
+            return entry
+        print(f"ddp_gd: the cached data in {entry} are damaged ({problem}); converting again.")
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+
+    def begin(self) -> Path:
+        """Make a new folder to convert into.
+
+        Raises:
+            DataError: it can't be made.
+        """
+        try:
+            _make_private(self.folder)
+            self._remove_abandoned()
+            return Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
+        except OSError as error:
+            raise DataError(
+                f"the cache for converted data, {self.folder}, can't be written "
+                f"({error.strerror}): set DDP_GD_CACHE to a folder that "
+                "can, or do without (--no-cache, cache=False)"
+            ) from error
+
+    def keep(
+        self, folder: Path, key: str, record: dict[str, Any], files: dict[str, dict[str, Any]]
+    ) -> Path:
+        """Make a finished conversion an entry.
+
+        Args:
+            folder: from `begin`, with the files, which are on the disk.
+            key: of the entry.
+            record: what else is to be known of it.
+            files: of each file by name, the SHA-256 of its values, and the offset of the first.
+
+        Returns:
+            The entry's folder; another process may have made it in the meantime.
+
+        Raises:
+            DataError: it is larger than the limit.
+        """
+        size = sum((folder / name).stat().st_size for name in files)
+        if size > self.limit:
+            shutil.rmtree(folder)
+            raise DataError(
+                f"the converted data take {size} bytes, and the cache may hold {self.limit}: raise "
+                "DDP_GD_CACHE_BYTES, or do without (--no-cache, cache=False)"
+            )
+        _write(folder / _RECORD, record | {"files": files})
+        _write(folder / _SEEN, {name: _identity(folder / name) for name in files})
+        _sync(folder)
+        entry = self.folder / key
+        try:
+            folder.rename(entry)
+        except OSError:  # another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)
+        _sync(self.folder)
+        self._make_room(entry)
+        return entry
+
+    def _make_room(self, kept: Path) -> None:
+        """Remove the entries that were not used for longest until the limit holds."""
+        entries = []
+        for record in self.folder.glob(f"*/{_RECORD}"):
+            with contextlib.suppress(OSError):
+                size = sum(file.stat().st_size for file in record.parent.iterdir())
+                entries.append((record.stat().st_mtime, size, record.parent))
+        total = sum(size for _, size, _ in entries)
+        for _, size, entry in sorted(entries):
+            if total <= self.limit:
+                break
+            if entry != kept and not entry.name.startswith(_PARTIAL):
+                # Processes that have its files mapped keep them.
+                shutil.rmtree(entry, ignore_errors=True)
+                total -= size
+
+    def _remove_abandoned(self) -> None:
+        for folder in self.folder.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_record(entry: Path) -> dict[str, Any]:
+    """What is known of an entry."""
+    record: dict[str, Any] = json.loads((entry / _RECORD).read_text())
+    return record
+
+
+def _values_sha256(path: Path, offset: int) -> str:
+    """Of everything from the first value on."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(path: Path) -> list[int]:
+    """What changes whenever a file's content does."""
+    status = path.stat()
+    return [
+        status.st_dev,
+        status.st_ino,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_size,
+    ]
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, path)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

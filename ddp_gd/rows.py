@@ -1,0 +1,113 @@
+"""Rows of a larger array, chosen and changed as they are read."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Mapped pages that were read count as this process's memory until it gives them back, and reading
+# a row maps up to 64 KiB around it.
+_BYTES_MAPPED = 32 * 2**20
+_BYTES_AROUND = 2**16
+
+
+class Reader:
+    """Reads rows of an array; gives back the pages of one that is mapped from a file.
+
+    Args:
+        array: in memory or mapped, rows first.
+    """
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        self._map = _shared_map(array)
+        self._mapped = 0
+
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Copy rows, in this order."""
+        if isinstance(rows, slice):
+            taken = np.array(self._array[rows])
+        else:
+            taken = np.take(self._array, rows, axis=0)
+        if self._map is not None:
+            self._mapped += max(taken.nbytes, len(taken) * _BYTES_AROUND * (taken.ndim > 0))
+            if self._mapped > _BYTES_MAPPED:
+                self._map.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache
+                self._mapped = 0
+        return taken
+
+
+def _shared_map(array: np.ndarray) -> mmap.mmap | None:
+    """The map behind an array, if dropping its pages loses nothing and spares something."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and base.mode == "c":
+            return None  # changes are in the pages only
+        base = base.base
+    large = isinstance(base, mmap.mmap) and len(base) > _BYTES_MAPPED
+    return base if large and hasattr(mmap, "MADV_DONTNEED") else None
+
+
+class Rows:
+    """Stands in for an array of which only some rows are meant, or in another form.
+
+    Args:
+        array: in memory or mapped, rows first.
+        count: how many rows are meant.
+        select: gives the numbers in `array` of rows 0 to `count - 1`, int64 to int64; None for the
+            first `count` ones.
+        change: makes of some rows what they stand for; None for themselves.
+
+    Attributes:
+        shape: `(count, ...)` after the change.
+        dtype: after the change.
+    """
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        count: int,
+        select: Callable[[np.ndarray], np.ndarray] | None = None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        self._reader = Reader(array)
+        self._array = array
+        self._select = select
+        self._change = change
+        one = self.take(np.zeros(1, np.int64))
+        self.shape = (count, *one.shape[1:])
+        self.dtype = one.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Read these rows, in this order."""
+        if self._select is not None:
+            rows = self._select(np.asarray(rows, np.int64))
+        taken = self._reader.take(rows)
+        return taken if self._change is None else self._change(taken)
+
+    def __getitem__(self, key: slice) -> Rows:
+        first, stop, step = key.indices(len(self))
+        if step != 1:
+            raise IndexError(f"rows[{key}]: only consecutive rows can be cut out")
+        before = self._select
+
+        def select(rows: np.ndarray) -> np.ndarray:
+            return rows + first if before is None else before(rows + first)
+
+        return Rows(self._array, max(0, stop - first), select, self._change)
