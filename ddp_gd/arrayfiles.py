@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import DataError
+from .rows import Reader
 
 _BLOCK_BYTES = 1 << 22
 _BROKEN = (
@@ -140,12 +141,18 @@ def open_npy(path: Path) -> np.ndarray:
         ) from error
 
 
+def is_plain(array: np.ndarray) -> bool:
+    """Tell whether an array's rows lie one after the other, in this machine's byte order."""
+    return bool(array.flags.c_contiguous and array.dtype.isnative)
+
+
 def blocks_of(array: np.ndarray, name: str, source: str) -> Iterator[np.ndarray]:
     """An array's rows, some at a time, finite, native-endian."""
     rows = max(1, _BLOCK_BYTES * len(array) // max(array.nbytes, 1))
     starts = range(0, len(array), rows)
     native = array.dtype.newbyteorder("=")
-    blocks = (np.ascontiguousarray(array[s : s + rows], native) for s in starts)
+    reader = Reader(array)
+    blocks = (np.ascontiguousarray(reader.take(slice(s, s + rows)), native) for s in starts)
     yield from _finite(blocks, name, source)
 
 

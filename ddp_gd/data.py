@@ -276,8 +276,11 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
                 yield 0.2 * (done + read) / max(size, 1)
         done += path.stat().st_size
     key = _key(source, request, contents)
+    # Equal files may lie elsewhere than those that an entry was made of.
+    paths = _npy_paths(source, request) if source.kind == "npy" else {}
+    mapped = {"mapped": {name: str(path.absolute()) for name, path in paths.items()}}
     if use_cache and (entry := cache.find(key)) is not None:
-        yield Prepared(entry, read_record(entry), kept=True)
+        yield Prepared(entry, read_record(entry) | mapped, kept=True)
         return
     folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix="ddp_gd-data-"))
     try:
@@ -300,7 +303,7 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    yield Prepared(folder, record, kept=use_cache)
+    yield Prepared(folder, record | mapped, kept=use_cache)
 
 
 def _digest(path: Path) -> Iterator[int | str]:
@@ -350,6 +353,7 @@ def _convert_arrays(
 ) -> Iterator[float]:
     record |= {"files": {}, "dropped": 0}
     arrays: dict[str, Any]
+    opened: dict[str, np.ndarray] = {}
     if source.kind == "npz":
         path = source.paths[0]
         arrays = {
@@ -357,11 +361,7 @@ def _convert_arrays(
             for name, (shape, dtype) in arrayfiles.npz_arrays(path).items()
         }
     elif source.kind == "npy":
-        opened = dict(
-            zip(("x", "y", "sample_weight"), map(arrayfiles.open_npy, source.paths), strict=False)
-        )
-        if not request.targets_needed and len(opened) == 2:
-            opened["sample_weight"] = opened.pop("y")
+        opened = {n: arrayfiles.open_npy(path) for n, path in _npy_paths(source, request).items()}
         arrays = {
             name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
             for name, a in opened.items()
@@ -372,7 +372,15 @@ def _convert_arrays(
             name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
             for name, a in loaded.items()
         }
-    needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in arrays.values())
+    # Arrays that can be mapped from where they are need no copy.
+    copied = {
+        name: source.kind != "npy" or not arrayfiles.is_plain(opened[name]) for name in arrays
+    }
+    needed = sum(
+        math.prod(shape) * dtype.itemsize
+        for name, (shape, dtype, _) in arrays.items()
+        if copied[name]
+    )
     free = shutil.disk_usage(folder).free
     if needed > free:  # known before anything is unpacked
         raise DataError(
@@ -397,17 +405,24 @@ def _convert_arrays(
                 block = block.reshape(-1, 1)
             if name == "y":
                 labels.add(block)
-            if writer is None:
+            if writer is None and copied[name]:
                 writer = ArrayWriter(folder / f"{name}.npy", block.dtype, block.shape[1:])
                 files.enter_context(writer)
-            writer.append(block)
+            if writer is not None:
+                writer.append(block)
             done += len(block)
             yield done / (rows * len(arrays))
-        assert writer is not None
-        record["files"][f"{name}.npy"] = writer.close()
+        if writer is not None:
+            record["files"][f"{name}.npy"] = writer.close()
         width = shape[-1] if len(shape) > 1 else 1
         record[f"{name}_names"] = [name] if width == 1 else [f"{name}{i}" for i in range(width)]
     record["classes"] = labels.classes
+
+
+def _npy_paths(source: Source, request: Request) -> dict[str, Path]:
+    """The files of an npy source by what they hold."""
+    names = ["x", *(["y"] if request.targets_needed else []), "sample_weight"]
+    return dict(zip(names, source.paths, strict=False))
 
 
 def _convert_table(
@@ -536,22 +551,30 @@ def _keras_arrays(name: str, part: str) -> dict[str, np.ndarray]:
 def open_prepared(folder: Path, record: dict[str, Any], source: str) -> Dataset:
     """Map converted data into memory."""
 
-    def array(name: str) -> np.ndarray:
+    def array(name: str) -> np.ndarray | None:
+        path = folder / f"{name}.npy"
+        if not path.exists():
+            if name not in record["mapped"]:
+                return None
+            path = Path(record["mapped"][name])
         try:
-            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise DataError(f"{source} does not fit into memory: {error}") from error
+        if name == "sample_weight":
+            return found.reshape(-1)
+        return found.reshape(-1, 1) if found.ndim == 1 else found
 
     class_names = record.get("class_names")
-    weighted = (folder / "sample_weight.npy").exists()
-    x = array("x")
+    x, y = array("x"), array("y")
+    assert x is not None
     return Dataset(
         features=x,
-        targets=array("y") if (folder / "y.npy").exists() else np.zeros((len(x), 0)),
+        targets=np.zeros((len(x), 0)) if y is None else y,
         feature_names=tuple(record["x_names"]),
         target_names=tuple(record.get("y_names", ())),
         source=source,
-        sample_weight=array("sample_weight") if weighted else None,
+        sample_weight=array("sample_weight"),
         categories={int(p): tuple(texts) for p, texts in record.get("categories", {}).items()},
         kinds=tuple(record["kinds"]) if "kinds" in record else None,
         class_names=None if class_names is None else tuple(class_names),

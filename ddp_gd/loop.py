@@ -24,7 +24,8 @@ Tensor = Any
 SECONDS_PER_CALL = 0.3
 # Handing less to the reading thread takes longer than reading it.
 BYTES_WORTH_A_THREAD = 2**18
-BYTES_PER_CALL = 32 * 2**20  # two calls' rows are held at a time
+BYTES_PER_CALL = 8 * 2**20  # two calls' rows are held at a time
+BYTES_TO_FIND_A_ROW = 128  # its place in the order, in the data, in the file: all for a short time
 
 
 class Loop:
@@ -57,7 +58,8 @@ class Loop:
         self._measured = False
         first = plan.shares(0, 1, communicator.rank, communicator.size)
         rows = arrays.take(first.positions[:1])
-        self._step_bytes = sum(leaf.nbytes for leaf in rows) * max(len(first.positions), 1)
+        row_bytes = sum(leaf.nbytes for leaf in rows) + BYTES_TO_FIND_A_ROW
+        self._step_bytes = row_bytes * max(len(first.positions), 1)
         self._most_steps = max(1, BYTES_PER_CALL // max(self._step_bytes, 1))
 
     @property

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# Mapped pages that were read count as this process's memory until it gives them back, and reading
-# a row maps up to 64 KiB around it.
-_BYTES_MAPPED = 32 * 2**20
-_BYTES_AROUND = 2**16
+# Mapped pages that were read count as this process's memory until it gives them back; to read one
+# maps those around it, too: newer kernels keep files in their cache in pieces of up to 2 MiB.
+_BYTES_AROUND = 2**21
+_BYTES_MAPPED = 16 * 2**20
 
 
 class Reader:
@@ -24,20 +25,41 @@ class Reader:
     def __init__(self, array: np.ndarray):
         self._array = array
         self._map = _shared_map(array)
+        self._row_bytes = array[:1].nbytes
         self._mapped = 0
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
         """Copy rows, in this order."""
         if isinstance(rows, slice):
             taken = np.array(self._array[rows])
-        else:
-            taken = np.take(self._array, rows, axis=0)
-        if self._map is not None:
-            self._mapped += max(taken.nbytes, len(taken) * _BYTES_AROUND * (taken.ndim > 0))
-            if self._mapped > _BYTES_MAPPED:
-                self._map.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache
-                self._mapped = 0
+            self._add(taken.nbytes)
+            return taken
+        if self._map is None or len(rows) * self._around(1) <= _BYTES_MAPPED:
+            self._add(self._around(len(rows)))
+            return np.take(self._array, rows, axis=0)
+        # In the order of the file: rows that lie together are mapped together, once.
+        order = np.argsort(rows, kind="stable")
+        in_order = rows[order]
+        windows = in_order * self._row_bytes // _BYTES_AROUND
+        new = np.diff(windows, prepend=-1) != 0
+        mapped = np.cumsum(new) * self._around(1)
+        taken = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
+        ends = np.searchsorted(mapped, np.arange(_BYTES_MAPPED, mapped[-1], _BYTES_MAPPED))
+        for start, stop in itertools.pairwise([0, *ends, len(rows)]):
+            taken[order[start:stop]] = np.take(self._array, in_order[start:stop], axis=0)
+            self._add(_BYTES_MAPPED)
         return taken
+
+    def _around(self, rows: int) -> int:
+        """Bytes that are mapped, at most, when so many rows are read."""
+        return rows * (self._row_bytes + _BYTES_AROUND)
+
+    def _add(self, count: int) -> None:
+        """Give pages back when enough are mapped."""
+        self._mapped += count
+        if self._map is not None and self._mapped > _BYTES_MAPPED:
+            self._map.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache
+            self._mapped = 0
 
 
 def _shared_map(array: np.ndarray) -> mmap.mmap | None:

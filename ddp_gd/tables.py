@@ -24,7 +24,7 @@ from .errors import DataError
 
 Kind = Literal["number", "boolean", "text"]
 
-BLOCK_BYTES = 1 << 24  # a CSV row, the header too, must fit into one block
+BLOCK_BYTES = 1 << 22  # a CSV row, the header too, must fit into one block
 _FIRST_BYTES = 1 << 20  # of a CSV file, by which the kinds of its columns are told
 _BLOCK_ROWS = 1 << 16  # of a Parquet file
 MOST_CATEGORIES = 10_000  # of a column: one feature each
@@ -305,6 +305,8 @@ def _open_csv(
             null_values=missing,
             strings_can_be_null=False,
         ),
+        # Arrow's own allocators keep gigabytes of address space for later.
+        memory_pool=pa.system_memory_pool(),
     )
     return reader, file
 
@@ -355,6 +357,8 @@ def _csv_blocks(table: Table, path: Path) -> Iterator[tuple[list[pa.Array], int]
     except (pa.ArrowInvalid, OSError) as error:
         explain(table, path)
         raise DataError(f"{path} cannot be read as a table: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} cannot be read in the memory there is: {error}") from error
 
 
 def _explain_csv(path: Path, kinds: dict[str, Kind], missing: list[str], strict: bool) -> None:

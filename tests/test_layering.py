@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors tree cores interrupts
 config
-arrayfiles cache tables rows
+cache tables rows
+arrayfiles
 plan split data progress bits checkpoint
 preprocessing
 comm.attendance comm.environment

@@ -1,0 +1,93 @@
+"""Loads data on several workers: `loaded.py FOLDER OUT`, `differ FOLDER`, `peak FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import ddp_gd
+from ddp_gd import data, loading, runtime
+from ddp_gd.loading import Training
+from ddp_gd.shuffle import RandomSplit
+
+
+def measure(folder: Path, out: Path) -> None:
+    """Mean and scale of the training rows from every format, and which workers converted it."""
+    data.CACHED_FROM_BYTES = 0
+    converted: list[int] = []
+    convert = data._convert
+
+    def noted(*arguments):
+        converted.append(1)
+        return convert(*arguments)
+
+    data._convert = noted
+    found = {}
+    sources = {
+        "csv": (folder / "t.csv", "y"),
+        "parquet": (folder / "t.parquet", "y"),
+        "npz": (folder / "t.npz", None),
+        "npy": (folder / "x.npy", str(folder / "y.npy")),
+    }
+    communicator = runtime.communicator()
+    for name, (source, target) in sources.items():
+        converted.clear()
+        dataset = ddp_gd.load(source, target)
+        split = RandomSplit(len(dataset.features), 0.1, seed=1)
+        training = Training(communicator, dataset, split.training, split.training_rows)
+        normalizer = training.preprocessing(normalize=True).normalizer
+        found[name] = {
+            "mean": [repr(float(v)) for v in normalizer.mean],
+            "scale": [repr(float(v)) for v in normalizer.scale],
+            "converted": runtime.gather_json(communicator, len(converted)),
+        }
+    if ddp_gd.rank() == 0:
+        out.write_text(json.dumps(found))
+
+
+def differ(folder: Path) -> None:
+    """Each worker believes to be alone on its host, and reads a file of its own."""
+    communicator = runtime.communicator()
+    communicator.local_rank = 0
+    loading._boot = lambda: str(communicator.rank)
+    path = folder / f"{communicator.rank}.csv"
+    path.write_text(f"a,y\n1,{communicator.rank}\n")
+    ddp_gd.load(path, "y")
+
+
+def peak(folder: Path) -> None:
+    """The most memory that was resident while training on an epoch of `x.npy`, in KiB."""
+    from ddp_gd import train
+
+    sys.argv = ["train", "--data", str(folder / "x.npy"), "--target", str(folder / "y.npy")]
+    sys.argv += [
+        "--batch-size",
+        "5000",
+        "--model",
+        "linear",
+        "--epochs",
+        "1",
+        "--seed",
+        "1",
+        "--verbose",
+        "0",
+    ]
+    sys.argv += ["--out", str(folder / f"out{os.getpid()}")]
+    train.main()
+    # Not ru_maxrss: that begins with what the process was forked from.
+    status = Path("/proc/self/status").read_text()
+    print("peak:", re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
+
+if __name__ == "__main__":
+    ddp_gd.init(os.environ.get("BACKEND", "auto"))
+    np.seterr(all="raise")
+    if sys.argv[1] in ("differ", "peak"):
+        globals()[sys.argv[1]](Path(sys.argv[2]))
+    else:
+        measure(Path(sys.argv[1]), Path(sys.argv[2]))
