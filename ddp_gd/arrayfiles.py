@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import DataError
-from .rows import Reader
+from .selection import Reader
 
 _BLOCK_BYTES = 1 << 22
 _BROKEN = (

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import tree
 
 from .errors import ConfigError, DataError
-from .rows import Reader, Rows
+from .selection import Reader, Selection
 
 Tensor = Any
 
@@ -70,7 +70,9 @@ class Arrays:
             sample_weight = _per_output(sample_weight, y)
         self._arrays = (x, y, sample_weight)
         self._leaves = [leaf for leaf in tree.flatten(self._arrays) if leaf is not None]
-        self._readers = [leaf if isinstance(leaf, Rows) else Reader(leaf) for leaf in self._leaves]
+        self._readers = [
+            leaf if isinstance(leaf, Selection) else Reader(leaf) for leaf in self._leaves
+        ]
         self.rows = _common_length(x, y, sample_weight)
         numbers = iter(range(len(self._leaves)))
         structure = _map(lambda _: next(numbers), self._arrays)
@@ -123,8 +125,8 @@ def _map(function: Any, structure: Any) -> Any:
     )
 
 
-def _as_array(name: str, leaf: Any) -> np.ndarray | Rows:
-    if isinstance(leaf, Rows):
+def _as_array(name: str, leaf: Any) -> np.ndarray | Selection:
+    if isinstance(leaf, Selection):
         return leaf
     if not hasattr(leaf, "__array__") or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         raise DataError(

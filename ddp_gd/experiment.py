@@ -12,10 +12,11 @@ import numpy as np
 from . import loading, models, replicas, results, runtime, snapshot
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .data import Dataset, Request
+from .data import Dataset
 from .errors import ConfigError, NumericsError
 from .preprocessing import Preprocessing
-from .rows import Rows
+from .request import Request
+from .selection import Selection
 from .shuffle import RandomSplit
 from .split import Normalizer
 from .training import evaluate, fit
@@ -131,15 +132,15 @@ def _rows(
     y_scaling: Normalizer | None,
     count: int,
     select: Callable[[np.ndarray], np.ndarray],
-) -> tuple[Rows, Rows, Rows | None]:
+) -> Part:
     """Features, targets and weights of some rows, as the model is trained on them."""
     weights = dataset.sample_weight
     unchanged = preprocessing.normalizer is None and not preprocessing.texts
     change = None if unchanged else preprocessing.transform
     return (
-        Rows(dataset.features, count, select, change),
-        Rows(dataset.targets, count, select, y_scaling.transform if y_scaling else None),
-        None if weights is None else Rows(weights, count, select),
+        Selection(dataset.features, count, select, change),
+        Selection(dataset.targets, count, select, y_scaling.transform if y_scaling else None),
+        None if weights is None else Selection(weights, count, select),
     )
 
 
@@ -155,7 +156,10 @@ def _checkpoint(config: TrainConfig) -> Checkpoint | None:
 
 
 def _evaluate(
-    model: keras.Model, loss: Any, metric: str, parts: Mapping[str, tuple[Rows, Rows, Rows | None]]
+    model: keras.Model,
+    loss: Any,
+    metric: str,
+    parts: Mapping[str, Part],
 ) -> dict[str, dict[str, float] | None]:
     """Loss and metric of each part of the data in its own units; None where they aren't finite."""
     final: dict[str, dict[str, float] | None] = {}

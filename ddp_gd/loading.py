@@ -15,10 +15,11 @@ import tensorflow as tf
 
 from . import runtime
 from .comm.base import Communicator
-from .data import Dataset, Prepared, Request, open_prepared, prepare
+from .data import Dataset, Prepared, open_prepared, prepare
 from .plan import block
 from .preprocessing import Preprocessing
-from .rows import Reader
+from .request import Request
+from .selection import Reader
 from .split import Moments, Normalizer, measure, pieces, some_value, together
 
 _TURN = 0.5  # seconds of work between two looks at the other workers

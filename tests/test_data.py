@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ddp_gd
-from ddp_gd import data, tables
+from ddp_gd import csvfiles, data
 from ddp_gd.errors import DataError
 
 
@@ -83,7 +83,7 @@ def test_csv_keeps_float64_digits(tmp_path):
 
 def test_csv_larger_than_a_block_is_read_whole(tmp_path, monkeypatch):
     """Rows are neither lost nor reordered where the reader starts a new block."""
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(csvfiles, "BLOCK_BYTES", 64)
     rows = 1000
     source = write_csv(tmp_path, "a,b\n" + "".join(f"{i},{-i}\n" for i in range(rows)))
     dataset = ddp_gd.load(source, target="b")

@@ -14,8 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors tree cores interrupts
 config
-cache tables rows
-arrayfiles
+cache csvfiles selection
+parquetfiles
+tables
+arrayfiles request
 plan split data progress bits checkpoint
 preprocessing
 comm.attendance comm.environment

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ddp_gd
-from ddp_gd import tables
+from ddp_gd import csvfiles, tables
 from ddp_gd.errors import DataError
 
 MIXED = """age,town,member,zip,price,weight
@@ -216,8 +216,8 @@ def test_table_that_cannot_be_used_is_explained(tmp_path, case):
 
 def test_later_blocks_hold_what_the_first_did(tmp_path, monkeypatch):
     """A text far behind the rows that told a column's kind is found, with its place."""
-    monkeypatch.setattr(tables, "_FIRST_BYTES", 64)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(csvfiles, "_FIRST_BYTES", 64)
+    monkeypatch.setattr(csvfiles, "BLOCK_BYTES", 64)
     rows = "".join(f"{i},{i}\n" for i in range(500))
     source = write(tmp_path, f"a,y\n{rows}Bern,1\n{rows}")
     with pytest.raises(DataError, match=r"column 'a', data row 501 \(line 502\), is 'Bern'"):

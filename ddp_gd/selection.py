@@ -73,7 +73,7 @@ def _shared_map(array: np.ndarray) -> mmap.mmap | None:
     return base if large and hasattr(mmap, "MADV_DONTNEED") else None
 
 
-class Rows:
+class Selection:
     """Stands in for an array of which only some rows are meant, or in another form.
 
     Args:
@@ -123,7 +123,7 @@ class Rows:
         taken = self._reader.take(rows)
         return taken if self._change is None else self._change(taken)
 
-    def __getitem__(self, key: slice) -> Rows:
+    def __getitem__(self, key: slice) -> Selection:
         first, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"rows[{key}]: only consecutive rows can be cut out")
@@ -132,4 +132,4 @@ class Rows:
         def select(rows: np.ndarray) -> np.ndarray:
             return rows + first if before is None else before(rows + first)
 
-        return Rows(self._array, max(0, stop - first), select, self._change)
+        return Selection(self._array, max(0, stop - first), select, self._change)
