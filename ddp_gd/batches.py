@@ -56,7 +56,6 @@ class Batches:
         self._readers = ThreadPoolExecutor(items.threads, thread_name_prefix="ddp_gd_reader")
         self._reading: dict[int, Future[_Read]] = {}
         self._numbers = np.arange(0)  # the item of each step
-        self._part = ""
         self._made = 0
 
     def describe(self) -> dict[str, str]:
@@ -71,7 +70,6 @@ class Batches:
         """Begin an epoch: its order of items is a function of seed and epoch."""
         self._items.begin_epoch(first)
         self._numbers = Order(self.plan, epoch).rows(np.arange(self.plan.steps))
-        self._part = f"of epoch {epoch + 1}"
 
     def end_epoch(self) -> None:
         """Read no more. The data set is told if it was used to the end, as Keras does."""
@@ -152,9 +150,9 @@ class Batches:
             for text, ranks in others.items()
         )
         raise MismatchError(
-            f"The workers read different mini-batches for step {step + 1} {self._part}, "
-            f"{self._items.name(self._numbers[step])}: {found}. Nothing was computed of it. Let "
-            "every worker read the same: seed what is drawn at random (Dataset.shuffle(seed=...), "
-            "or a generator made from a seed, the epoch and the item's number), and give all of "
-            "them the same files."
+            f"The workers read different mini-batches for "
+            f"{self._communicator.attendance.where}, {self._items.name(self._numbers[step])}: "
+            f"{found}. Nothing was computed of it. Let every worker read the same: seed what is "
+            "drawn at random (Dataset.shuffle(seed=...), or a generator made from a seed, the "
+            "epoch and the item's number), and give all of them the same files."
         )

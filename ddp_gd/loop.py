@@ -150,7 +150,8 @@ class Loop:
         assert self._reading is not None
         attendance = self._communicator.attendance
         part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
-        attendance.where = f"steps {first + 1} to {stop} of {part}"
+        which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
+        attendance.where = f"{which} of {part}"
         shares, rows = self._reading()
         if ask_to_stop:
             self.steps.ask_to_stop.assign(1)

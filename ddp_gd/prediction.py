@@ -158,18 +158,16 @@ def _forward(model: keras.Model, signature: Signature) -> Any:
     """
 
     def forward(rows: list[Any]) -> Any:
-        x, y, sample_weight = signature.unpack(rows)
-        if sample_weight is not None:
-            return model.predict_step((x, y, sample_weight))
-        return model.predict_step((x,) if y is None else (x, y))
+        return model.predict_step(keras.utils.pack_x_y_sample_weight(*signature.unpack(rows)))
 
     function = tf.function(forward, input_signature=[signature.specs], autograph=False)
     traced = function.get_concrete_function()
-    for spec in tf.nest.flatten(traced.structured_outputs):
-        if not isinstance(spec, tf.TensorSpec) or spec.dtype in (tf.string, tf.variant):
+    for output in tf.nest.flatten(traced.structured_outputs):
+        dense = tf.is_tensor(output) and not isinstance(output, (tf.RaggedTensor, tf.SparseTensor))
+        if not dense or output.dtype in (tf.string, tf.variant):
             raise ModelError(
-                f"The model has an output {spec}, and workers can only exchange dense tensors of "
-                "numbers. Predict with model.predict, on one worker."
+                f"The model has the output {output}, and only dense tensors of numbers can be "
+                "put together from several workers. Use model.predict, or change the output."
             )
     return traced
 

@@ -53,10 +53,13 @@ def fit(
     Args:
         model: compiled; any kind. Initial weights and optimizer state are rank 0's.
         x: features: an array with one row per observation, in memory or memory-mapped, or nested
-            dicts, tuples and lists of such arrays.
-        y: targets, likewise.
+            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset` or a
+            `tf.data.Dataset` whose items are `(x, y)` or `(x, y, sample_weight)`, one global
+            mini-batch each, of any number of rows. Every worker reads every item, and they compare
+            what they have read before it is used: what is drawn at random in it must be seeded.
+        y: targets, likewise; None where x is a data set.
         batch_size: observations averaged into one update, over all workers together; `"full"`
-            takes all rows.
+            takes all rows. The items of a data set are the mini-batches as they are.
         epochs: number of the last epoch.
         verbose: 0 silent, 1 a progress bar, 2 one line an epoch, "auto" the bar on a terminal and
             lines elsewhere. Only rank 0 prints.
@@ -64,8 +67,9 @@ def fit(
             (ModelCheckpoint, CSVLogger, TensorBoard, BackupAndRestore, ...) on rank 0 only. One
             with hooks for batches makes every step return to Python.
         validation_split: fraction of the rows, the last ones, kept for validation.
-        validation_data: `(x, y)` or `(x, y, sample_weight)` instead.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set instead.
         shuffle: True for a new order every epoch, "batch" for one inside each global mini-batch.
+            A PyDataset's items are ordered anew, a tf.data.Dataset's come in its own order.
         class_weight: weight of each class, for a model with one output.
         sample_weight: weight of each row.
         initial_epoch: number of the first epoch, counted from 0.
@@ -86,7 +90,7 @@ def fit(
 
     Raises:
         ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
-        MismatchError: another worker was called with something else.
+        MismatchError: another worker was called with something else, or read something else.
         NumericsError: the loss or its gradient is NaN or infinite, unless `terminate_on_nan=False`.
         ReplicaError: the workers' copies of the model differ.
         CheckpointError: a checkpoint can't be written or read.
@@ -291,9 +295,10 @@ def evaluate(
 
     Args:
         model: compiled; its weights are rank 0's.
-        x: features, as in `fit`.
-        y: targets.
-        batch_size: rows of one step, over all workers together.
+        x: features, or a data set, as in `fit`.
+        y: targets; None where x is a data set.
+        batch_size: rows of one step, over all workers together; the items of a data set are the
+            steps as they are.
         sample_weight: weight of each row.
         verbose: as in `fit`.
 
