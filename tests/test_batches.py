@@ -106,8 +106,8 @@ def test_several_inputs_and_features_alone() -> None:
             keras.backend.clear_session()
             keras.utils.set_random_seed(3)
             a, b = keras.Input((4,), name="a"), keras.Input((1,), name="b")
-            hidden = layers.Dense(2, activity_regularizer="l2")(layers.Concatenate()([a, b]))
-            outputs = [layers.Dense(1)(hidden), layers.Dense(4)(hidden)]
+            joined = layers.Concatenate()([a, b])
+            outputs = [layers.Dense(n, activity_regularizer="l2")(joined) for n in (1, 4)]
             model = keras.Model({"a": a, "b": b}, outputs)
             model.compile("sgd", ["mse", "mae"] if targets else None)
             history = fit(model, Listed(items(targets)), **FIT)
