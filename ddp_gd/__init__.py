@@ -7,6 +7,8 @@ neither TensorFlow nor MPI, so that `--help` is quick and `init` can still set u
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         ReplicaError,
     )
     from .loading import load
+    from .prediction import predict
     from .replicas import fingerprint
     from .runtime import init, local_rank, rank, size
     from .training import evaluate, fit
@@ -45,11 +48,11 @@ __all__ = [
     "init",
     "load",
     "local_rank",
+    "predict",
     "rank",
     "size",
 ]
 
-# No module may have the name of a function here: importing it would hide the function.
 _MODULES = {
     "Checkpoint": "checkpoint",
     "evaluate": "training",
@@ -58,6 +61,7 @@ _MODULES = {
     "init": "runtime",
     "load": "loading",
     "local_rank": "runtime",
+    "predict": "prediction",
     "rank": "runtime",
     "size": "runtime",
 }
@@ -71,3 +75,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """This package: a module of it that has the name of a function here does not hide it.
+
+    Importing `ddp_gd.predict`, the command, sets an attribute of that name, which Python would
+    find before it asks `__getattr__`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

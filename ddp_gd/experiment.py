@@ -21,6 +21,8 @@ from .shuffle import RandomSplit
 from .split import Normalizer
 from .training import evaluate, fit
 
+Part = tuple[Selection, Selection, Selection | None]  # features, targets, weights
+
 _CLASSES = "sparse_categorical_crossentropy"
 # Losses of classes: their targets are not normalised, and the built-in models give them logits.
 _CLASS_LOSSES = {

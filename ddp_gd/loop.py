@@ -1,20 +1,17 @@
-"""Epochs over the steps of a plan: many steps in each call into TensorFlow."""
+"""Epochs over the steps of a source: many steps in each call into TensorFlow."""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from .arrays import Arrays
+from .arrays import Signature
 from .comm.base import Communicator
 from .errors import NumericsError
 from .plan import Plan, Shares
-from .shuffle import Order
 from .step import Steps
 
 Tensor = Any
@@ -22,10 +19,56 @@ Tensor = Any
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
 SECONDS_PER_CALL = 0.3
-# Handing less to the reading thread takes longer than reading it.
-BYTES_WORTH_A_THREAD = 2**18
-BYTES_PER_CALL = 8 * 2**20  # two calls' rows are held at a time
-BYTES_TO_FIND_A_ROW = 128  # its place in the order, in the data, in the file: all for a short time
+
+
+class Source(Protocol):
+    """Where the rows of an epoch's steps come from: arrays (rows.py) or a data set (batches.py).
+
+    Attributes:
+        plan: of the steps; its steps, micro-batch size and seed hold for every source.
+        signature: structure, dtypes and shapes of the rows.
+    """
+
+    plan: Plan
+    signature: Signature
+
+    def describe(self) -> dict[str, str]:
+        """What must be the same on every worker, in words."""
+        ...
+
+    def reset(self, epochs: int = 0) -> None:
+        """Be as at the beginning, with so many whole epochs behind."""
+        ...
+
+    def begin_epoch(self, epoch: int, first: int) -> None:
+        """Begin epoch `epoch`, counted from 0, with step `first`."""
+        ...
+
+    def end_epoch(self) -> None:
+        """Read no more; the epoch may have been left before its last step."""
+        ...
+
+    def stop_of_call(self, first: int, stop: int, same_graph: Callable[[int, int], bool]) -> int:
+        """Up to where the steps `first` to `stop - 1` can be made in one call.
+
+        Args:
+            first: the first step.
+            stop: the first one that is not wanted any more.
+            same_graph: see `Steps.same_graph`.
+        """
+        ...
+
+    def start_reading(self, first: int, stop: int) -> Callable[[], tuple[Shares, list[Tensor]]]:
+        """Begin to read this worker's rows of the steps.
+
+        Returns:
+            What waits for them and returns them. Every worker calls it, in the order of steps.
+        """
+        ...
+
+    def where(self, step: int, batch_rows: int, rank: int) -> str:
+        """Name the rows that `rank` computes of a step with so many rows."""
+        ...
 
 
 class Loop:
@@ -33,44 +76,35 @@ class Loop:
 
     Args:
         steps: the model's compiled steps.
-        arrays: the rows.
-        plan: which rows make up each step.
+        source: the rows of each step.
         communicator: the workers.
     """
 
-    def __init__(
-        self,
-        steps: Steps,
-        arrays: Arrays,
-        plan: Plan,
-        communicator: Communicator,
-    ):
+    def __init__(self, steps: Steps, source: Source, communicator: Communicator):
         self.steps = steps
-        self._arrays = arrays
-        self._plan = plan
+        self._source = source
         self._communicator = communicator
-        # Reads the next call's rows while TensorFlow computes this one's.
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_reader")
         self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
         self._pauses: list[int] = []
         self._steps_per_call = 1
         self._measured = False
-        first = plan.shares(0, 1, communicator.rank, communicator.size)
-        rows = arrays.take(first.positions[:1])
-        row_bytes = sum(leaf.nbytes for leaf in rows) + BYTES_TO_FIND_A_ROW
-        self._step_bytes = row_bytes * max(len(first.positions), 1)
-        self._most_steps = max(1, BYTES_PER_CALL // max(self._step_bytes, 1))
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch."""
-        return self._plan.steps
+        return self._source.plan.steps
+
+    def reset(self, epochs: int = 0) -> None:
+        """Call it before the first epoch, with the number of those that a checkpoint spares."""
+        self._source.reset(epochs)
 
     def calls(
         self, epoch: int, every_step: bool = False, first: int = 0, pauses: Iterable[int] = ()
     ) -> Iterator[tuple[int, int]]:
         """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
+
+        Call `end_epoch` when it has ended or was left.
 
         Args:
             epoch: counted from 0.
@@ -79,18 +113,22 @@ class Loop:
             pauses: end a run after every so many steps, counted from the first epoch on.
         """
         self._epoch = epoch
-        order = Order(self._plan, epoch)
+        self._source.begin_epoch(epoch, first)
         self._pauses = [1] if every_step else list(pauses)
         first, stop = self._call_from(first)
         if first == stop:
             return
-        reading = self._start_reading(order, first, stop)
+        reading = self._source.start_reading(first, stop)
         while first < stop:
             self._reading, following = reading, self._call_from(stop)
-            if stop < self._plan.steps:
-                reading = self._start_reading(order, *following)
+            if stop < self.steps_per_epoch:
+                reading = self._source.start_reading(*following)
             yield first, stop
             first, stop = following
+
+    def end_epoch(self) -> None:
+        """Call it after the last call of `run` of an epoch."""
+        self._source.end_epoch()
 
     def run(self, first: int, stop: int, ask_to_stop: bool = False) -> tuple[int, bool]:
         """Make the steps `first` to `stop - 1`, those that `calls` gave last.
@@ -107,73 +145,59 @@ class Loop:
         Raises:
             NumericsError: on every worker, after the first step whose loss or gradient is not
                 finite.
+            DataError, MismatchError: what an item of a data set can cause, before it is used.
         """
         assert self._reading is not None
+        attendance = self._communicator.attendance
+        part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
+        which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
+        attendance.where = f"{which} of {part}"
         shares, rows = self._reading()
         if ask_to_stop:
             self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
-        attendance = self._communicator.attendance
-        part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
-        attendance.where = f"steps {first + 1} to {stop} of {part}"
         with attendance.join(stop - first):
             result = self.steps.run(rows, shares)
             attendance.done += int(result.steps)
         if not result.finite.numpy():
-            self._report(first + int(result.steps) - 1, bool(result.share_finite))
+            made = int(result.steps)
+            rows_of_last = int(shares.batch_rows[made - 1])
+            self._report(first + made - 1, rows_of_last, bool(result.share_finite))
         self._pace(stop - first, time.perf_counter() - began)
         return first + int(result.steps), bool(result.stop)
 
     def _call_from(self, first: int) -> tuple[int, int]:
         """The steps of the call that begins with step `first`; none after the last one."""
-        steps = self._plan.steps
+        steps = self.steps_per_epoch
         stop = min(first + self._steps_per_call, steps)
         made = self._epoch * steps + first
         for every in self._pauses:
             stop = min(stop, first + every - made % every)
-        if stop == steps and first < (last := stop - 1):
-            sizes = self._plan.step_rows(first), self._plan.step_rows(last)
-            stop = stop if self.steps.same_graph(*sizes) else last
-        return first, stop
-
-    def _start_reading(
-        self, order: Order, first: int, stop: int
-    ) -> Callable[[], tuple[Shares, list[Tensor]]]:
-        """Begin to read the rows of the steps; what is returned gives them, or waits for them."""
-        if (stop - first) * self._step_bytes < BYTES_WORTH_A_THREAD:
-            return functools.partial(self._read, order, first, stop)
-        return self._reader.submit(self._read, order, first, stop).result
-
-    def _read(self, order: Order, first: int, stop: int) -> tuple[Shares, list[Tensor]]:
-        """This worker's rows of the steps."""
-        shares = self._plan.shares(first, stop, self._communicator.rank, self._communicator.size)
-        rows = self._arrays.take(order.rows(shares.positions))
-        with tf.device("/cpu:0"):
-            return shares, [tf.convert_to_tensor(leaf) for leaf in rows]
+        return first, self._source.stop_of_call(first, stop, self.steps.same_graph)
 
     def _pace(self, steps: int, seconds: float) -> None:
-        """Choose how many steps the next call makes. Workers may differ: calls exchange nothing."""
+        """Choose how many steps the next call makes.
+
+        Workers may differ: where a call makes several, no call exchanges anything of its own.
+        """
         if not self._measured:  # the first call also initialises kernels, buffers, connections
             self._measured = True
             return
         wanted = int(steps * SECONDS_PER_CALL / max(seconds, 1e-9))
-        self._steps_per_call = max(1, min(wanted, 4 * steps, self._most_steps))
+        self._steps_per_call = max(1, min(wanted, 4 * steps))
 
-    def _report(self, step: int, share_finite: bool) -> None:
-        rank, size = self._communicator.rank, self._communicator.size
-        where = self._plan.share(step, rank, size)
-        first = step * self._plan.batch_size
-        flags = self._communicator.allgather(
-            tf.constant([[share_finite, first + where.start, first + where.stop]], tf.int64)
-        ).numpy()
+    def _report(self, step: int, batch_rows: int, share_finite: bool) -> None:
+        self._source.end_epoch()
+        finite = self._communicator.allgather(tf.constant([share_finite], tf.int64)).numpy()
         blame = ", ".join(
-            f"rank {rank} (its rows: positions {start} to {stop - 1} of the epoch's order)"
-            for rank, (finite, start, stop) in enumerate(flags)
-            if not finite
+            f"rank {rank} (its rows: {self._source.where(step, batch_rows, rank)})"
+            for rank in range(self._communicator.size)
+            if not finite[rank]
         )
         raise NumericsError(
             f"The loss or its gradient is NaN or infinite in epoch {self._epoch + 1}, step "
-            f"{step + 1} of {self._plan.steps}, on {blame or 'no single worker: only the sum is'}. "
+            f"{step + 1} of {self.steps_per_epoch}, on "
+            f"{blame or 'no single worker: only the sum is'}. "
             "Every worker stopped after this step. Look for NaN or very large values in those "
             "rows, lower the learning rate, or clip the gradient (global_clipnorm)."
         )

@@ -40,6 +40,26 @@ class Share:
     micro_batch: int
 
 
+def share_of(rows: int, micro_batch_size: int | None, rank: int, size: int) -> Share:
+    """What worker `rank` of `size` computes of a global mini-batch: consecutive micro-batches.
+
+    Args:
+        rows: of the global mini-batch.
+        micro_batch_size: rows in one micro-batch, or None: a share is then one micro-batch.
+        rank: the worker.
+        size: how many workers there are.
+    """
+    if micro_batch_size is None:
+        return Share(*block(rows, size, rank), micro_batch=rank)
+    micro_batches = -(-rows // micro_batch_size)
+    first, last = block(micro_batches, size, rank)
+    return Share(
+        start=min(rows, first * micro_batch_size),
+        stop=min(rows, last * micro_batch_size),
+        micro_batch=first,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Shares:
     """What one worker computes of n consecutive steps.
@@ -101,16 +121,7 @@ class Plan:
 
     def share(self, step: int, rank: int, size: int) -> Share:
         """What worker `rank` of `size` computes of `step`: consecutive micro-batches."""
-        rows = self.step_rows(step)
-        if self.micro_batch_size is None:
-            return Share(*block(rows, size, rank), micro_batch=rank)
-        micro_batches = -(-rows // self.micro_batch_size)
-        first, last = block(micro_batches, size, rank)
-        return Share(
-            start=min(rows, first * self.micro_batch_size),
-            stop=min(rows, last * self.micro_batch_size),
-            micro_batch=first,
-        )
+        return share_of(self.step_rows(step), self.micro_batch_size, rank, size)
 
     def has_empty_shares(self, size: int) -> bool:
         """Tell whether, in some step, one of `size` workers has nothing to compute."""

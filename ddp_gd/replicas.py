@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from . import bits, runtime
-from .arrays import Arrays, Signature
+from .arrays import Signature
 from .comm.base import Communicator
 from .errors import ConfigError, NumericsError, ReplicaError
+from .loop import Source
 from .state import other_variables
 
 
@@ -46,7 +47,7 @@ def build(model: keras.Model, signature: Signature) -> None:
 
 
 def require_same(
-    communicator: Communicator, model: keras.Model, arrays: Arrays, settings: dict[str, Any]
+    communicator: Communicator, model: keras.Model, source: Source, settings: dict[str, Any]
 ) -> dict[str, str]:
     """Refuse to start unless every worker was called with what rank 0 was called with.
 
@@ -60,21 +61,27 @@ def require_same(
     """
     if runtime.is_bitwise():
         bits.require_preconditions()
-    facts = _facts(model, arrays, settings)
+    facts = _facts(model, source, settings)
     if communicator.size > 1:
         runtime.agree(communicator, facts)
     return facts
 
 
-def _facts(model: keras.Model, arrays: Arrays, settings: dict[str, Any]) -> dict[str, str]:
-    facts = {name: str(value) for name, value in settings.items()}
-    facts["bitwise"] = str(runtime.is_bitwise())
-    facts |= bits.facts() if runtime.is_bitwise() else {}
-    facts |= arrays.describe()
-    facts["model"] = f"{type(model).__name__} {model.name}"
+def model_facts(model: keras.Model) -> dict[str, str]:
+    """The class of the model, and every variable, in words."""
+    facts = {"model": f"{type(model).__name__} {model.name}"}
     for kind in ("trainable_variables", "non_trainable_variables"):
         for number, v in enumerate(getattr(model, kind)):
             facts[f"model.{kind}[{number}]"] = f"{v.path} {v.dtype}{list(v.shape)}"
+    return facts
+
+
+def _facts(model: keras.Model, source: Source, settings: dict[str, Any]) -> dict[str, str]:
+    facts = {name: str(value) for name, value in settings.items()}
+    facts["bitwise"] = str(runtime.is_bitwise())
+    facts |= bits.facts() if runtime.is_bitwise() else {}
+    facts |= source.describe()
+    facts |= model_facts(model)
     config = keras.saving.serialize_keras_object(model.optimizer)
     facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
     facts["losses and metrics"] = " ".join(
@@ -97,11 +104,13 @@ def shared_seed(communicator: Communicator, seed: int | None) -> int:
     return int(communicator.broadcast([drawn])[0])
 
 
-def synchronize(communicator: Communicator, model: keras.Model) -> None:
+def synchronize(
+    communicator: Communicator, model: keras.Model, with_optimizer: bool = True
+) -> None:
     """Give every worker rank 0's weights, other state and optimizer state."""
     if communicator.size == 1:
         return
-    mine = variables(model)
+    mine = variables(model, with_optimizer)
     values = [tf.convert_to_tensor(v.value) for v in mine]
     for variable, value in zip(mine, communicator.broadcast(values), strict=True):
         variable.assign(value)
@@ -169,9 +178,10 @@ def from_rank_0(communicator: Communicator, number: int) -> int:
     return int(communicator.broadcast([tf.constant(number, tf.int64)])[0])
 
 
-def variables(model: keras.Model) -> list[Any]:
+def variables(model: keras.Model, with_optimizer: bool = True) -> list[Any]:
     """What training changes and all workers agree on, in a fixed order: weights to optimizer."""
-    return [*model.trainable_variables, *other_variables(model), *model.optimizer.variables]
+    optimizer = model.optimizer.variables if with_optimizer else []
+    return [*model.trainable_variables, *other_variables(model), *optimizer]
 
 
 def _digest(variables: list[Any]) -> bytes:

@@ -12,17 +12,14 @@ from typing import Any, Literal, NoReturn
 import keras
 import numpy as np
 
-from . import replicas, runtime, snapshot, trace
-from .arrays import Arrays
+from . import replicas, runtime, snapshot, sources, trace
 from .checkpoint import Checkpoint
 from .comm.base import Communicator
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .hooks import Hooks
 from .interrupts import Interrupts
-from .loop import Loop
-from .plan import Plan
+from .loop import Loop, Source
 from .snapshot import Position, Saver, Snapshot
-from .split import train_validation_split
 from .step import Steps
 
 
@@ -56,10 +53,13 @@ def fit(
     Args:
         model: compiled; any kind. Initial weights and optimizer state are rank 0's.
         x: features: an array with one row per observation, in memory or memory-mapped, or nested
-            dicts, tuples and lists of such arrays.
-        y: targets, likewise.
+            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset` or a
+            `tf.data.Dataset` whose items are `(x, y)` or `(x, y, sample_weight)`, one global
+            mini-batch each, of any number of rows. Every worker reads every item, and they compare
+            what they have read before it is used: what is drawn at random in it must be seeded.
+        y: targets, likewise; None where x is a data set.
         batch_size: observations averaged into one update, over all workers together; `"full"`
-            takes all rows.
+            takes all rows. The items of a data set are the mini-batches as they are.
         epochs: number of the last epoch.
         verbose: 0 silent, 1 a progress bar, 2 one line an epoch, "auto" the bar on a terminal and
             lines elsewhere. Only rank 0 prints.
@@ -67,8 +67,9 @@ def fit(
             (ModelCheckpoint, CSVLogger, TensorBoard, BackupAndRestore, ...) on rank 0 only. One
             with hooks for batches makes every step return to Python.
         validation_split: fraction of the rows, the last ones, kept for validation.
-        validation_data: `(x, y)` or `(x, y, sample_weight)` instead.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set instead.
         shuffle: True for a new order every epoch, "batch" for one inside each global mini-batch.
+            A PyDataset's items are ordered anew, a tf.data.Dataset's come in its own order.
         class_weight: weight of each class, for a model with one output.
         sample_weight: weight of each row.
         initial_epoch: number of the first epoch, counted from 0.
@@ -89,7 +90,7 @@ def fit(
 
     Raises:
         ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
-        MismatchError: another worker was called with something else.
+        MismatchError: another worker was called with something else, or read something else.
         NumericsError: the loss or its gradient is NaN or infinite, unless `terminate_on_nan=False`.
         ReplicaError: the workers' copies of the model differ.
         CheckpointError: a checkpoint can't be written or read.
@@ -107,16 +108,11 @@ def fit(
     saved = None if checkpoint is None else snapshot.load(communicator, checkpoint)
     if saved is not None and seed is None:
         seed = saved.seed
-    train, validate = _split(x, y, sample_weight, validation_split, validation_data)
-    arrays = Arrays(train[0], train[1], train[2], class_weight)
-    batch_size = _batch_size(batch_size, arrays.rows)
-    plan = Plan(
-        rows=arrays.rows,
-        batch_size=batch_size,
-        micro_batch_size=_micro_batch_size(micro_batch_size, batch_size),
-        shuffle=shuffle,
-        seed=replicas.shared_seed(communicator, seed) if shuffle else 0,
+    train, validate = sources.split(x, y, sample_weight, validation_split, validation_data)
+    source = sources.for_training(
+        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed
     )
+    plan = source.plan
     settings: dict[str, Any] = {
         "epochs": epochs,
         "initial_epoch": initial_epoch,
@@ -124,36 +120,31 @@ def fit(
         "terminate_on_nan": bool(terminate_on_nan),
         "plan": plan,
     }
-    validation_batch_size = validation_batch_size or plan.batch_size
     if validate is not None:
-        validation_arrays = Arrays(*validate)
+        validation_source = sources.for_validation(
+            communicator, validate, validation_batch_size, micro_batch_size, source
+        )
         _require_frequency(validation_freq)
         settings |= {
-            "validation_batch_size": validation_batch_size,
+            "validation_batch_size": validation_source.plan.batch_size,
             "validation_freq": validation_freq,
-            **{f"validation {name}": fact for name, fact in validation_arrays.describe().items()},
+            **{f"validation {name}": fact for name, fact in validation_source.describe().items()},
         }
-    replicas.build(model, arrays.signature)
-    facts = replicas.require_same(communicator, model, arrays, settings)
+    replicas.build(model, source.signature)
+    facts = replicas.require_same(communicator, model, source, settings)
     if saved is not None:
         saved.require_same(facts)
         if communicator.rank == 0:
             saved.warn_of_other_bits()
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, plan.steps, add_history=True)
-    loop = _loop(communicator, model, arrays, plan, terminate_on_nan, training=True)
+    loop = _loop(communicator, model, source, terminate_on_nan, training=True)
     if communicator.rank == 0 and communicator.size > 1 and plan.micro_batch_size is None:
         _warn_of_shares(loop.steps)
     validation_loop = None
     if validate is not None:
-        # A validation batch is as large as a training batch: it may need the pieces, too.
-        validation_loop = _evaluation_loop(
-            communicator,
-            model,
-            validation_arrays,
-            validation_batch_size,
-            terminate_on_nan,
-            micro_batch_size,
+        validation_loop = _loop(
+            communicator, model, validation_source, terminate_on_nan, training=False
         )
 
     tracer = None
@@ -216,6 +207,7 @@ class _Training:
     def run(self, first: int, epochs: int) -> dict[str, Any]:
         """Train the epochs `first` to `epochs - 1`, counted from 0; return the last logs."""
         logs = self.saved.logs if self.saved is not None else {}
+        self.loop.reset(first if self.saved is not None else 0)
         for epoch in range(first, epochs):
             logs = self._epoch(epoch)
             stop = replicas.any_worker(self.communicator, self.model.stop_training)
@@ -259,6 +251,7 @@ class _Training:
                 self._check(str(position))  # before it is saved
             if self.saver is not None:
                 self.saver.step_ended(position, logs)
+        self.loop.end_epoch()
         if self.validation_loop is not None and _is_due(epoch, self.validation_freq):
             validation_logs = _evaluate(model, self.validation_loop, hooks)
             logs |= {f"val_{name}": value for name, value in validation_logs.items()}
@@ -275,6 +268,7 @@ class _Training:
 
     def _leave(self, position: Position, logs: dict[str, Any]) -> NoReturn:
         """End all workers after the same step, when rank 0 has saved it."""
+        self.loop.end_epoch()
         received = self.interrupts.received
         by_hand = replicas.any_worker(self.communicator, received == signal.SIGINT)
         if self.saver is not None:
@@ -301,9 +295,10 @@ def evaluate(
 
     Args:
         model: compiled; its weights are rank 0's.
-        x: features, as in `fit`.
-        y: targets.
-        batch_size: rows of one step, over all workers together.
+        x: features, or a data set, as in `fit`.
+        y: targets; None where x is a data set.
+        batch_size: rows of one step, over all workers together; the items of a data set are the
+            steps as they are.
         sample_weight: weight of each row.
         verbose: as in `fit`.
 
@@ -314,11 +309,11 @@ def evaluate(
         ConfigError, DataError, ModelError, MismatchError, NumericsError: as in `fit`.
     """
     communicator = runtime.communicator()
-    arrays = Arrays(x, y, sample_weight)
-    replicas.build(model, arrays.signature)
-    replicas.require_same(communicator, model, arrays, {"batch_size": batch_size})
+    source = sources.for_evaluation(communicator, (x, y, sample_weight), batch_size)
+    replicas.build(model, source.signature)
+    replicas.require_same(communicator, model, source, {"batch_size": batch_size})
     replicas.synchronize(communicator, model)
-    loop = _evaluation_loop(communicator, model, arrays, batch_size)
+    loop = _loop(communicator, model, source, training=False)
     hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
     return _evaluate(model, loop, hooks)
 
@@ -327,11 +322,13 @@ def _evaluate(model: keras.Model, loop: Loop, hooks: Hooks) -> dict[str, float]:
     hooks.callbacks.on_test_begin()
     model.reset_metrics()
     logs: dict[str, float] = {}
+    loop.reset()
     for first, stop in loop.calls(epoch=0, every_step=hooks.every_step):
         hooks.callbacks.on_test_batch_begin(first)
         loop.run(first, stop)
         logs = _logs(model)
         hooks.callbacks.on_test_batch_end(stop - 1, logs)
+    loop.end_epoch()
     logs = dict(sorted(logs.items()))  # as Keras has them after an evaluation
     hooks.callbacks.on_test_end(logs)
     return logs
@@ -340,8 +337,7 @@ def _evaluate(model: keras.Model, loop: Loop, hooks: Hooks) -> dict[str, float]:
 def _loop(
     communicator: Communicator,
     model: keras.Model,
-    arrays: Arrays,
-    plan: Plan,
+    source: Source,
     stop_on_nan: bool = True,
     *,
     training: bool,
@@ -350,28 +346,14 @@ def _loop(
     steps = Steps(
         model,
         communicator,
-        arrays.signature,
-        micro_batch_size=plan.micro_batch_size,
-        empty_shares=plan.has_empty_shares(communicator.size),
+        source.signature,
+        micro_batch_size=source.plan.micro_batch_size,
+        empty_shares=source.plan.has_empty_shares(communicator.size),
         training=training,
         bitwise_lanes=runtime.inter_op_threads() if bitwise else 0,
         stop_on_nan=stop_on_nan,
     )
-    return Loop(steps, arrays, plan, communicator)
-
-
-def _evaluation_loop(
-    communicator: Communicator,
-    model: keras.Model,
-    arrays: Arrays,
-    batch_size: int,
-    stop_on_nan: bool = True,
-    micro_batch_size: int | None = None,
-) -> Loop:
-    plan = Plan(arrays.rows, batch_size, micro_batch_size)
-    size = _micro_batch_size(plan.micro_batch_size, plan.batch_size)
-    plan = dataclasses.replace(plan, micro_batch_size=size)
-    return _loop(communicator, model, arrays, plan, stop_on_nan, training=False)
+    return Loop(steps, source, communicator)
 
 
 def _warn_of_shares(steps: Steps) -> None:
@@ -390,44 +372,6 @@ def _logs(model: keras.Model) -> dict[str, Any]:
     values = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
     # F1Score, for one, has a number for each class.
     return {name: value if value.ndim else float(value) for name, value in values.items()}
-
-
-def _split(
-    x: Any, y: Any, sample_weight: Any, validation_split: float, validation_data: Any
-) -> tuple[tuple, tuple | None]:
-    """Training and validation data, each `(x, y, sample_weight)`; None without validation."""
-    if validation_data is not None:
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-            raise DataError(
-                f"validation_data is {type(validation_data).__name__!r}; expected (x, y) or "
-                "(x, y, sample_weight)."
-            )
-        return (x, y, sample_weight), tuple(validation_data)
-    if not validation_split:
-        return (x, y, sample_weight), None
-    arrays = Arrays(x, y, sample_weight)
-    train, _ = train_validation_split(arrays.rows, validation_split)
-    return arrays.split(train.stop)
-
-
-def _batch_size(batch_size: int | str, rows: int) -> int:
-    if batch_size == "full":
-        return rows
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-        raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
-    if batch_size > rows:
-        raise ConfigError(
-            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
-            f"{rows} or less, or 'full' for one update an epoch."
-        )
-    return int(batch_size)
-
-
-def _micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int | None:
-    """In bitwise mode every batch has micro-batches: eight or more, of at most 128 rows."""
-    if micro_batch_size is None and runtime.is_bitwise():
-        return max(1, min(128, batch_size // 8))
-    return micro_batch_size
 
 
 def _require_counts(**counts: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -93,3 +94,19 @@ def test_a_mismatch_ends_the_job_once_and_soon() -> None:
     assert "Traceback" not in job.stderr
     assert "trained" not in job.stdout
     assert time.monotonic() - began < 60
+
+
+def test_data_sets_and_predictions_in_a_job(tmp_path: Path) -> None:
+    """Items train as in Keras, different ones are named, and predictions are the same bits at any
+    number of workers; in bitwise mode so are trainings."""
+
+    def left(np: int, launcher: str, backend: str) -> dict[str, str]:
+        out = tmp_path / f"{np}-{backend}.json"
+        job = _run(np, launcher, "programs.datasets", backend, str(out))
+        assert job.returncode == 0, job.stderr
+        return json.loads(out.read_text())
+
+    alone = left(1, "python", "single,bitwise")
+    assert left(2, "mpirun", "mpi,bitwise") == alone
+    assert left(3, "mpirun", "auto,bitwise") == alone
+    left(3, "mpirun", "auto")

@@ -5,12 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
+from pathlib import Path
 
 import pytest
 
 import ddp_gd
 
-FUNCTIONS = ["evaluate", "fingerprint", "fit", "init", "load", "local_rank", "rank", "size"]
+FUNCTIONS = [
+    "evaluate",
+    "fingerprint",
+    "fit",
+    "init",
+    "load",
+    "local_rank",
+    "predict",
+    "rank",
+    "size",
+]
 CLASSES = ["Checkpoint"]
 ERRORS = [
     "CheckpointError",
@@ -49,10 +61,22 @@ def test_no_module_hides_a_function() -> None:
     """Importing every submodule leaves each exported name what it was."""
     before = {name: getattr(ddp_gd, name) for name in ddp_gd.__all__}
     for module in pkgutil.iter_modules(ddp_gd.__path__):
-        assert module.name not in ddp_gd.__all__
         if not module.name.startswith("_"):
             importlib.import_module(f"ddp_gd.{module.name}")
     assert {name: getattr(ddp_gd, name) for name in ddp_gd.__all__} == before
+
+
+def test_a_command_may_have_the_name_of_a_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module `ddp_gd.predict` can be imported and leaves `ddp_gd.predict` the function."""
+    (tmp_path / "predict.py").write_text("def main(): pass")
+    monkeypatch.setattr(ddp_gd, "__path__", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "ddp_gd.predict", None)  # to be as before afterwards
+    del sys.modules["ddp_gd.predict"]
+    module = importlib.import_module("ddp_gd.predict")
+    assert inspect.isfunction(module.main)
+    assert inspect.isfunction(ddp_gd.predict)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

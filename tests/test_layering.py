@@ -28,14 +28,16 @@ comm.single comm.horovod comm.mpi
 watch
 runtime
 arrays shuffle loading
+items rows
+batches
 losses state reduction
 step
 loop
 replicas
-trace
+sources trace
 hooks
 snapshot
-training
+training prediction
 models
 report
 results
