@@ -80,16 +80,21 @@ class ArrayWriter:
         )
 
 
-def npz_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def npz_arrays(path: Path, with_targets: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of the arrays `x`, `y` and perhaps `sample_weight` of a `.npz` file.
+
+    Args:
+        path: of the file.
+        with_targets: False to look for `x` alone.
 
     Raises:
         DataError: the file is broken, or they can't be used; nothing but headers has been read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = ["x", "y"]
-            names += ["sample_weight"] if "sample_weight.npy" in archive.namelist() else []
+            names = ["x", "y"] if with_targets else ["x"]
+            if with_targets and "sample_weight.npy" in archive.namelist():
+                names.append("sample_weight")
             found = {name: _check_member(archive, name, path) for name in names}
     except DataError:
         raise

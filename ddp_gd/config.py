@@ -1,4 +1,4 @@
-"""What can be set on the command line of `python -m ddp_gd.train`.
+"""What can be set on the command lines of `python -m ddp_gd.train` and `.predict`.
 
 Each field is documented here and nowhere else: this text is what `--help` prints.
 """
@@ -156,6 +156,45 @@ class TrainConfig:
                 raise ConfigError(f"{_option(name)} needs --checkpoint FOLDER.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predict with a model that `python -m ddp_gd.train` saved, with any number of workers.
+
+    Models saved by other programs are taken, too, if they were saved with `model.save("m.keras")`,
+    need no code of their own, and take one array.
+    """
+
+    model: str
+    """The model.keras of a training's results, or another .keras file."""
+
+    data: tuple[str, ...]
+    """Rows to predict for: as in ddp_gd.train, with the same columns of features; others, such as
+    the target, are ignored."""
+
+    out: str
+    """FILE.csv for the predictions, a row for each row, in the same order: a column for each
+    target, or the most probable class and its probability. FILE.npy for what the model itself
+    returns, of any shape. The file must be new."""
+
+    batch_size: int = 1024
+    """Rows computed at a time."""
+
+    cache: bool = True
+    """Keep what .csv and .parquet files are converted to for the next start."""
+
+    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    """How workers exchange what they computed, as in ddp_gd.train."""
+
+    bitwise: bool = False
+    """Compute on one thread, as a training with --bitwise does."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size is {self.batch_size}; it must be at least 1.")
+        if not self.out.lower().endswith((".csv", ".npy")):
+            raise ConfigError(f"--out {self.out} must end in .csv or .npy.")
 
 
 def _option(name: str) -> str:

@@ -164,6 +164,7 @@ def _digest(path: Path) -> Iterator[int | str]:
 def _key(source: Source, request: Request, contents: list[str]) -> str:
     what: list[Any] = [
         _FORMAT,
+        request.targets_needed,
         source.kind,
         contents,
         dataclasses.asdict(source.wanted),
@@ -199,7 +200,7 @@ def _convert_arrays(
         path = source.paths[0]
         arrays = {
             name: (shape, dtype, arrayfiles.npz_blocks(path, name))
-            for name, (shape, dtype) in arrayfiles.npz_arrays(path).items()
+            for name, (shape, dtype) in arrayfiles.npz_arrays(path, request.targets_needed).items()
         }
     elif source.kind == "npy":
         opened = {n: arrayfiles.open_npy(path) for n, path in _npy_paths(source, request).items()}

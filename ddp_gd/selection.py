@@ -25,7 +25,7 @@ class Reader:
     def __init__(self, array: np.ndarray):
         self._array = array
         self._map = _shared_map(array)
-        self._row_bytes = array[:1].nbytes
+        self._row_bytes = abs(array.strides[0])  # some columns of a table lie as far apart as all
         self._mapped = 0
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:

@@ -41,9 +41,10 @@ training prediction
 models
 report
 results
-experiment
+experiment inference
+command
 contrast verify study
-train
+train predict
 """
 LINE = {name: i for i, names in enumerate(ORDER.split("\n")) for name in names.split()}
 MODULES = {

@@ -1,0 +1,218 @@
+"""The predictions of a saved model for the rows of a file, computed by all workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from . import loading, models, runtime
+from .arrayfiles import ArrayWriter
+from .config import PredictConfig
+from .data import Dataset
+from .errors import ConfigError, DataError, ModelError
+from .prediction import predict
+from .request import KERAS, Request
+from .selection import Selection
+
+_VALUES_AT_A_TIME = 2**22  # of the model's output
+
+
+def run(config: PredictConfig) -> None:
+    """Predict as `config` says; rank 0 writes.
+
+    Raises:
+        DdpGdError: something can't be used; nothing has been written.
+    """
+    runtime.init(backend=config.backend, bitwise=config.bitwise)
+    leader = runtime.rank() == 0
+    out = Path(config.out)
+    if leader:
+        _require_new(out)
+    about = models.read_about(Path(config.model))
+    model = _load(config.model)
+    dataset = loading.fetch(_request(config, about), config.cache)
+    x = _inputs(dataset)
+    _require_input(model, x, config.model)
+    with _writer(out, about, dataset) if leader else contextlib.nullcontext(_ignore) as write:
+        for rows in _blocks(model, len(dataset.features), config.batch_size):
+            write(_predict(model, keras.tree.map_structure(lambda a, r=rows: a[r], x), config))
+    if leader:
+        count = len(dataset.features)
+        print(f"{config.out}: {count} prediction{'s' * (count != 1)} for {dataset.source}")
+
+
+def _require_new(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already; give another name, so nothing is lost.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it.")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise ConfigError(f"--out {out} can't be written: the folder is read-only for this user.")
+
+
+def _load(path: str) -> keras.Model:
+    """Load a model without running any code that is in it."""
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"--model {path} can't be loaded: {reason} A model with layers or code of its own "
+            "needs a script of its own: load it there, and call ddp_gd.predict(model, x)."
+        ) from error
+
+
+def _request(config: PredictConfig, about: dict[str, Any]) -> Request:
+    """Ask for the columns that the model was trained on."""
+    first = config.data[0]
+    of_table = about.get("kinds") is not None
+    is_array = first.startswith(KERAS) or Path(first).suffix.lower() in (".npy", ".npz")
+    columns = of_table and not is_array
+    return Request(
+        source=config.data,
+        features=about["features"] if columns else None,
+        kinds=tuple(zip(about["features"], about["kinds"], strict=True)) if columns else (),
+        missing="mean" if about.get("missing") == "mean" else "error",
+        dtype=about.get("dtype", "float64"),
+        targets_needed=False,
+    )
+
+
+def _inputs(dataset: Dataset) -> Any:
+    """The features as the model takes them: an array, or one for each column by its name."""
+    features = dataset.features
+    rows = len(features)
+    if not dataset.categories:
+        return Selection(features, rows)
+    columns = {}
+    for place, name in enumerate(dataset.feature_names):
+        column = features[:, place : place + 1]
+        texts = dataset.categories.get(place)
+        columns[name] = Selection(column, rows, change=None if texts is None else _texts(texts))
+    return columns
+
+
+def _texts(texts: tuple[str, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    table = np.array([*texts, ""], dtype=object)
+    return lambda numbers: table[numbers.astype(np.int64)]
+
+
+def _require_input(model: keras.Model, x: Any, path: str) -> None:
+    """Refuse rows that the model doesn't take."""
+    inputs = getattr(model, "inputs", None) or []
+    wanted = {i.name: tuple(i.shape[1:]) for i in inputs}
+    if isinstance(x, dict):
+        if set(wanted) != set(x):
+            raise DataError(f"--model {path} takes {sorted(wanted)}, the data have {sorted(x)}.")
+    elif len(inputs) != 1:
+        raise DataError(
+            f"--model {path} takes {sorted(wanted) or 'inputs of its own'}; only a model with one "
+            "input, or one that ddp_gd.train saved, can be given the rows of a file."
+        )
+    elif not _fits(tuple(inputs[0].shape[1:]), x.shape[1:]):
+        raise DataError(
+            f"--model {path} takes rows of shape {tuple(inputs[0].shape[1:])}, the data have rows "
+            f"of shape {x.shape[1:]}."
+        )
+
+
+def _fits(wanted: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
+    same = [w in (None, g) for w, g in zip(wanted, given, strict=False)]
+    return len(wanted) == len(given) and all(same)
+
+
+def _blocks(model: keras.Model, rows: int, batch_size: int) -> Iterator[slice]:
+    """Pieces of the rows whose predictions fit into memory: whole mini-batches."""
+    shape = model.outputs[0].shape[1:] if getattr(model, "outputs", None) else (1,)
+    width = int(np.prod([size or 1 for size in shape]))
+    size = max(1, _VALUES_AT_A_TIME // (width * batch_size)) * batch_size
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _predict(model: keras.Model, x: Any, config: PredictConfig) -> np.ndarray:
+    floatx = keras.config.floatx()
+    # float32 would forget the last digits of a column with a large mean before it is normalised.
+    keras.config.set_floatx("float64")
+    try:
+        found = predict(model, x, config.batch_size, verbose=0)
+    finally:
+        keras.config.set_floatx(floatx)
+    if not isinstance(found, np.ndarray):
+        raise ModelError(f"--model {config.model} has several outputs; only one can be written.")
+    return found
+
+
+def _ignore(predictions: np.ndarray) -> None:
+    """What other workers than rank 0 do with them."""
+
+
+@contextlib.contextmanager
+def _writer(
+    out: Path, about: dict[str, Any], dataset: Dataset
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write predictions to a new file that is whole or not there."""
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as name:
+        partial = Path(name) / out.name
+        with contextlib.ExitStack() as files:
+            if out.suffix.lower() == ".npy":
+                array: ArrayWriter | None = None
+
+                def write(predictions: np.ndarray) -> None:
+                    nonlocal array
+                    if array is None:
+                        array = ArrayWriter(partial, predictions.dtype, predictions.shape[1:])
+                        files.enter_context(array)
+                    array.append(predictions)
+
+                yield write
+                assert array is not None
+                array.close()
+            else:
+                table: pa.csv.CSVWriter | None = None
+
+                def write(predictions: np.ndarray) -> None:
+                    nonlocal table
+                    columns = pa.table(_columns(predictions, about, out))
+                    if table is None:
+                        table = files.enter_context(pa.csv.CSVWriter(str(partial), columns.schema))
+                    table.write_table(columns)
+
+                yield write
+        try:
+            os.link(partial, out)  # unlike a renaming, never in the place of another file
+        except FileExistsError as error:
+            raise ConfigError(f"--out {out} was made by another program meanwhile.") from error
+
+
+def _columns(predictions: np.ndarray, about: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The columns of the file, by name."""
+    if predictions.ndim != 2:
+        raise ConfigError(
+            f"--out {out}: a prediction has shape {predictions.shape[1:]}, which is no row of a "
+            "table; give FILE.npy."
+        )
+    names = list(about.get("targets", ()))
+    classes = about.get("class_names")
+    if classes and predictions.shape[1] == len(classes) and len(names) == 1:
+        best = predictions.argmax(axis=1)
+        chances = predictions.astype(np.float64)
+        if about.get("logits"):
+            chances = np.exp(chances - chances.max(axis=1, keepdims=True))
+            chances /= chances.sum(axis=1, keepdims=True)
+        return {
+            names[0]: np.array(classes, dtype=object)[best],
+            "probability": chances[np.arange(len(best)), best],
+        }
+    if len(names) != predictions.shape[1]:
+        names = [f"prediction{i}" for i in range(predictions.shape[1])]
+    return dict(zip(names, predictions.T, strict=True))
