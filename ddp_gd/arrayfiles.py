@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .errors import DataError
 from .selection import Reader
 
 _BLOCK_BYTES = 1 << 22
+_MOST_HEADER = 1 << 16
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -24,6 +26,8 @@ _BROKEN = (
     OSError,
     RuntimeError,  # an encrypted member, or a compression that Python does not have
     ValueError,
+    SyntaxError,  # of a header, which is a Python literal
+    tokenize.TokenError,
 )
 
 
@@ -194,6 +198,11 @@ def _row_blocks(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> I
 def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if np.lib.format.read_magic(member) == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
+    start = member.tell()
+    length = int.from_bytes(member.read(4), "little")
+    if length > _MOST_HEADER:  # NumPy would make room for it first
+        raise ValueError(f"its header claims to have {length} bytes")
+    member.seek(start)
     return np.lib.format.read_array_header_2_0(member)
 
 

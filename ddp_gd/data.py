@@ -223,12 +223,13 @@ def _convert_arrays(
         for name, (shape, dtype, _) in arrays.items()
         if copied[name]
     )
-    free = shutil.disk_usage(folder).free
-    if needed > free:  # known before anything is unpacked
-        raise DataError(
-            f"{request.name} takes {needed} bytes unpacked, and {folder.parent} has {free} free: "
-            "make room there, or choose another folder (DDP_GD_CACHE; TMPDIR for --no-cache)"
-        )
+    free, limit = shutil.disk_usage(folder).free, default_limit()
+    if needed > min(free, limit):  # known before anything is unpacked
+        room = f"{folder.parent} has {free} free: make room there, or choose another folder"
+        room += " (DDP_GD_CACHE; TMPDIR for --no-cache)"
+        if limit < free:
+            room = f"{limit} are allowed: raise DDP_GD_CACHE_BYTES"
+        raise DataError(f"{request.name} takes {needed} bytes unpacked, and {room}")
     rows = arrays["x"][0][0]
     for name, (shape, *_) in arrays.items():
         if shape[0] != rows:
