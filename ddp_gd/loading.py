@@ -131,7 +131,7 @@ def once_per_host(
     Args:
         communicator: the workers.
         work: does it, a little at each step; yields how much is done, from 0 to 1.
-        title: for the progress bar, which rank 0 shows on a terminal.
+        title: of the progress bar that rank 0 shows on a terminal, if it takes long.
     """
     mine = work() if communicator.local_rank == 0 else iter(())
     done, at_work = 0.0, True
@@ -148,13 +148,15 @@ def once_per_host(
             left = int(communicator.allreduce_sum([tf.constant(left)])[0])
         late = time.monotonic() > began + _SHOW_AFTER
         if communicator.rank == 0 and late and sys.stderr.isatty():
-            shown = True
             bar = "=" * int(30 * done)
             sys.stderr.write(f"\r{title} [{bar:<30}] {done:4.0%} ")
-            sys.stderr.flush()
+        elif communicator.rank == 0 and late and not shown:
+            sys.stderr.write(f"{title} ...")  # a file of many lines helps nobody
+        shown = shown or late
+        sys.stderr.flush()
         if not left:
             break
-    if shown:
+    if shown and communicator.rank == 0:
         sys.stderr.write("\n")
 
 
