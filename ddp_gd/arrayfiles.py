@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import tokenize
@@ -64,24 +65,29 @@ class ArrayWriter:
         self.rows += len(block)
 
     def close(self) -> dict[str, Any]:
-        """Return when everything is on the disk: the checksum, and where the values begin."""
+        """Return when everything is on the disk: where the values begin, and the SHA-256 of them
+        and of what stands before them."""
         self._file.seek(0)
-        self._write_header()  # of the same length: NumPy leaves room for the number of rows
-        assert self._file.tell() == self._offset
+        header = self._write_header()  # as long: NumPy leaves room for the number of rows
+        assert len(header) == self._offset
+        self._digest.update(header)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return {"sha256": self._digest.hexdigest(), "offset": self._offset}
 
-    def _write_header(self) -> None:
+    def _write_header(self) -> bytes:
+        header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            self._file,
+            header,
             {
                 "descr": np.lib.format.dtype_to_descr(self._dtype),
                 "fortran_order": False,
                 "shape": (self.rows, *self._row_shape),
             },
         )
+        self._file.write(header.getvalue())
+        return header.getvalue()
 
 
 def npz_arrays(path: Path, with_targets: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

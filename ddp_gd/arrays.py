@@ -109,6 +109,8 @@ class Arrays:
         digest = hashlib.sha256()
         for leaf in self.take(np.linspace(0, self.rows - 1, 64).astype(np.int64)):
             digest.update(repr(leaf.tolist()).encode() if leaf.dtype == object else leaf.tobytes())
+        for leaf in self._leaves:
+            digest.update(getattr(leaf, "key", "").encode())
         arrays = _map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", self._arrays)
         names = ("x", "y", "sample_weight")
         return {

@@ -68,11 +68,11 @@ class Cache:
         Yields:
             Bytes read so far; at last the SHA-256, hexadecimal.
         """
-        identity = _identity(path)
+        before = identity(path)
         note = self.folder / "files" / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             noted = json.loads(note.read_text())
-            if noted["identity"] == identity:
+            if noted["identity"] == before:
                 yield str(noted["sha256"])
                 return
         digest = hashlib.sha256()
@@ -83,21 +83,20 @@ class Cache:
                     yield file.tell()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if _identity(path) != identity:
+        if identity(path) != before:
             raise DataError(f"{path} changed while it was read: start again when it is complete")
-        if time.time_ns() - max(identity[2:4]) > _RACY:
+        if time.time_ns() - max(before[2:4]) > _RACY:
             with contextlib.suppress(OSError):
                 _make_private(note.parent)
-                _write(note, {"identity": identity, "sha256": digest.hexdigest()})
+                _write(note, {"identity": before, "sha256": digest.hexdigest()})
         yield digest.hexdigest()
 
     def find(self, key: str) -> Path | None:
         """The folder of an entry, if it is there and whole; a damaged one is removed, loudly."""
         entry = self.folder / key
         try:
-            record = json.loads((entry / _RECORD).read_text())
-            files = record["files"]
-            identities = {name: _identity(entry / name) for name in files}
+            files = read_record(entry)["files"]
+            identities = {name: identity(entry / name) for name in files}
             seen = {}
             with contextlib.suppress(OSError, ValueError):
                 seen = json.loads((entry / _SEEN).read_text())
@@ -127,7 +126,7 @@ class Cache:
         """
         try:
             _make_private(self.folder)
-            self._remove_abandoned()
+            remove_abandoned(self.folder, _PARTIAL)
             return Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         except OSError as error:
             raise DataError(
@@ -160,8 +159,9 @@ class Cache:
                 f"the converted data take {size} bytes, and the cache may hold {self.limit}: raise "
                 "DDP_GD_CACHE_BYTES, or do without (--no-cache, cache=False)"
             )
-        _write(folder / _RECORD, record | {"files": files})
-        _write(folder / _SEEN, {name: _identity(folder / name) for name in files})
+        record = record | {"files": files}
+        _write(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
+        _write(folder / _SEEN, {name: identity(folder / name) for name in files})
         _sync(folder)
         entry = self.folder / key
         try:
@@ -188,27 +188,43 @@ class Cache:
                 shutil.rmtree(entry, ignore_errors=True)
                 total -= size
 
-    def _remove_abandoned(self) -> None:
-        for folder in self.folder.glob(f"{_PARTIAL}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _ABANDONED:
-                    shutil.rmtree(folder, ignore_errors=True)
+
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what was begun more than a day ago, and never finished: its process was killed."""
+    for folder in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_record(entry: Path) -> dict[str, Any]:
-    """What is known of an entry."""
-    record: dict[str, Any] = json.loads((entry / _RECORD).read_text())
+    """What is known of an entry.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it is not there, or damaged.
+    """
+    written = json.loads((entry / _RECORD).read_text())
+    if written["sha256"] != _sha256(written["record"]):
+        raise ValueError(f"{_RECORD} has another checksum")
+    record: dict[str, Any] = written["record"]
     return record
 
 
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _values_sha256(path: Path, offset: int) -> str:
-    """Of everything from the first value on."""
+    """Of everything from the first value on, and then of what stands before it."""
     with path.open("rb") as file:
         file.seek(offset)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+        file.seek(0)
+        digest.update(file.read(offset))
+        return digest.hexdigest()
 
 
-def _identity(path: Path) -> list[int]:
+def identity(path: Path) -> list[int]:
     """What changes whenever a file's content does."""
     status = path.stat()
     return [

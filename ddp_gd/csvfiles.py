@@ -21,9 +21,10 @@ Kind = Literal["number", "boolean", "text"]
 BLOCK_BYTES = 1 << 22  # a CSV row, the header too, must fit into one block
 _FIRST_BYTES = 1 << 20  # by which the kinds of the columns are told
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 BOOLEANS = ("false", "true")
 # What stands for a missing number; in a column of text only an empty cell does: NA is a country.
-_MISSING = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
+MISSING = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
 
 
 def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
@@ -31,8 +32,12 @@ def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
+            width = 0
             for row in reader:
+                if not row and width == 1:
+                    row = [""]
                 if row:
+                    width = width or len(row)
                     yield reader.line_num, [cell.strip(" \t") for cell in row]
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
@@ -76,6 +81,10 @@ def _open_csv(
         read_options=pa.csv.ReadOptions(
             column_names=header, skip_rows=line, block_size=block_bytes
         ),
+        parse_options=pa.csv.ParseOptions(
+            newlines_in_values=True,
+            ignore_empty_lines=len(header) > 1,  # where there is one column, a cell is missing
+        ),
         convert_options=pa.csv.ConvertOptions(
             column_types=types,
             include_columns=list(types),
@@ -94,36 +103,36 @@ def kinds_of(path: Path, names: Sequence[str]) -> dict[str, Kind]:
         reader, _ = _open_csv(path, dict.fromkeys(names, pa.string()), _FIRST_BYTES, [])
         first = reader.read_next_batch()
     except (pa.ArrowInvalid, StopIteration, OSError) as error:
-        explain(path, {}, may_miss=False, cells=False)
+        explain(path, {}, may_miss=False, remedy="")
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     return {name: _kind(column) for name, column in zip(names, first.columns, strict=True)}
 
 
 def _kind(column: pa.Array) -> Kind:
-    values = {value.strip(" \t") for value in pc.unique(column).to_pylist()}.difference(_MISSING)
-    if not values or not all(value.isprintable() for value in values):
-        return "number"  # which those that aren't printable are not: that will be said
+    values = {value.strip(" \t") for value in pc.unique(column).to_pylist()}.difference(MISSING)
+    if not values or any(_CONTROL.search(value) for value in values):
+        return "number"  # which those are not: that will be said
     if any(_NUMBER.fullmatch(value) or _is_float(value) for value in values):
         return "number"
     return "boolean" if {value.lower() for value in values} <= set(BOOLEANS) else "text"
 
 
 def _is_float(text: str) -> bool:
-    """Tell whether the text is written like a number, infinity and decimal commas included."""
+    """Tell whether it is written like a number: infinity, commas, thousands' marks included."""
     try:
-        float(text.replace(",", "."))
+        float(re.sub(r"[,' _\u00a0\u202f]", "", text))
     except ValueError:
         return False
     return True
 
 
 def blocks(
-    path: Path, kinds: dict[str, Kind], may_miss: bool
+    path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str
 ) -> Iterator[tuple[list[pa.Array], int]]:
     """Read columns; yields some rows of each, and how many bytes have been read."""
     types = {n: pa.float64() if kind == "number" else pa.string() for n, kind in kinds.items()}
     try:
-        reader, file = _open_csv(path, types, BLOCK_BYTES, _MISSING if may_miss else [])
+        reader, file = _open_csv(path, types, BLOCK_BYTES, MISSING if may_miss else [])
         while True:
             try:
                 batch = reader.read_next_batch()
@@ -132,23 +141,23 @@ def blocks(
             if len(batch):
                 yield batch.columns, file.tell()
     except (pa.ArrowInvalid, OSError) as error:
-        explain(path, kinds, may_miss)
+        explain(path, kinds, may_miss, remedy)
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     except MemoryError as error:
         raise DataError(f"{path} cannot be read in the memory there is: {error}") from error
 
 
-def explain(path: Path, kinds: dict[str, Kind], may_miss: bool, cells: bool = True) -> None:
+def explain(path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str) -> None:
     """Raise the DataError that says what is wrong below the header, if this finds it.
 
     Args:
         path: of the file.
-        kinds: of the columns that are read.
+        kinds: of the columns whose cells to look at.
         may_miss: whether missing cells are all right.
-        cells: look at the cells, not only at their number in each row.
+        remedy: for missing cells.
     """
     with contextlib.closing(_text_rows(path)) as rows:
-        _explain_rows(path, rows, kinds if cells else {}, _MISSING if may_miss else [])
+        _explain_rows(path, rows, kinds, MISSING if may_miss else [], remedy)
 
 
 def _explain_rows(
@@ -156,12 +165,14 @@ def _explain_rows(
     rows: Iterator[tuple[int, list[str]]],
     kinds: dict[str, Kind],
     missing: list[str],
+    remedy: str,
 ) -> None:
     header, header_line = read_header(path)
     bad = 0
     first = ""
     data_row = 0
     empty = 0
+    textual = False
     for line, row in rows:
         if line <= header_line:
             continue
@@ -183,7 +194,8 @@ def _explain_rows(
             if right:
                 continue
             bad += 1
-            empty += cell in _MISSING
+            empty += cell in MISSING
+            textual = textual or (cell not in MISSING and not _is_float(cell))
             if bad == 1:
                 shown = repr(cell if len(cell) <= 40 else cell[:40] + "...") if cell else "empty"
                 first = f"column {name!r}, data row {data_row} (line {line}), is {shown}"
@@ -192,9 +204,8 @@ def _explain_rows(
     if bad:
         plural = kind.replace("not a finite number", "not finite numbers")
         count = f"1 cell is {kind}: " if bad == 1 else f"{bad} cells are {plural}; the first, "
-        remedy = "Replace it, or remove the row or column"
-        if empty == bad:
-            remedy = "Fill in, or --missing drop|mean"
-        elif not _is_float(shown.strip("'")):
+        if empty < bad:
+            remedy = "Replace it, or remove the row or column"
+        if textual:
             remedy += f"; or --categorical {blamed}" if len(blamed) < 20 else "; or --categorical"
         raise DataError(f"{path}: {count}{first}. {remedy}")

@@ -23,7 +23,14 @@ import numpy as np
 
 from . import arrayfiles
 from .arrayfiles import ArrayWriter
-from .cache import Cache, default_folder, default_limit, read_record
+from .cache import (
+    Cache,
+    default_folder,
+    default_limit,
+    identity,
+    read_record,
+    remove_abandoned,
+)
 from .errors import DataError
 from .request import KERAS, Request, Source, find
 from .tables import Kind, Table, open_table
@@ -31,6 +38,7 @@ from .tables import Kind, Table, open_table
 # What is read in less than a second isn't kept.
 CACHED_FROM_BYTES = 8 * 2**20
 _FORMAT = 1  # of the cache's entries
+_TEMPORARY = "ddp_gd-data-"
 # Targets that are whole numbers from 0 on, each of them there, and no more than these: classes.
 _MOST_CLASSES = 1000
 
@@ -51,8 +59,8 @@ class Dataset:
         categories: for each column of `features` that holds categories, its place: their texts.
         kinds: of each feature column of a table: "number", "boolean" or "text".
         class_names: texts of the classes if the target is text or booleans, else None.
-        classes: how many classes the target has if it is one column of whole numbers from 0 on,
-            each of which occurs; else None.
+        classes: how many classes the target has if it is one column of texts or booleans, or of
+            whole numbers from 0 on, each of which occurs; else None.
         missing: whether missing numbers among the features are NaN.
         dropped: rows left out since a cell was missing.
         key: SHA-256 of everything that these arrays were made of.
@@ -107,6 +115,9 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
     size = sum(path.stat().st_size for path in source.paths)
     cache = Cache(default_folder(), default_limit())
     use_cache = use_cache and (size >= CACHED_FROM_BYTES or source.kind == "keras")
+    if not use_cache:
+        remove_abandoned(Path(tempfile.gettempdir()), _TEMPORARY)
+    before = [identity(path) for path in source.paths]
     contents = []
     done = 0
     for path in source.paths:
@@ -123,16 +134,15 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
     if use_cache and (entry := cache.find(key)) is not None:
         yield Prepared(entry, read_record(entry) | mapped, kept=True)
         return
-    folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix="ddp_gd-data-"))
+    folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:
-        before = [path.stat().st_mtime_ns for path in source.paths]
         record: dict[str, Any] = {}
         for part in _convert(source, request, folder, record):
             yield 0.2 + 0.8 * part
-        if before != [path.stat().st_mtime_ns for path in source.paths]:
+        if before != [identity(path) for path in source.paths]:
             raise DataError(f"{request.name} changed while it was read: start again")
         files = record.pop("files")
-        record["key"] = key
+        record |= {"key": key, "held": sorted(files)}
         if use_cache:
             folder = cache.keep(folder, key, record, files)
     except OSError as error:
@@ -237,13 +247,14 @@ def _convert_arrays(
     weight_shape = arrays["sample_weight"][0] if "sample_weight" in arrays else ()
     if np.prod(weight_shape[1:]) != 1:
         raise DataError(f"{request.name}: sample_weight has shape {weight_shape}: give (rows,)")
-    labels = _Labels()
+    labels, weights = _Labels(), _Weights(request.name)
     done = 0
     for name, (shape, _, blocks) in arrays.items():
         writer = None
         for block in blocks:
             if name == "sample_weight":
                 block = block.reshape(-1)
+                weights.add(block)
             elif block.ndim == 1:
                 block = block.reshape(-1, 1)
             if name == "y":
@@ -259,6 +270,8 @@ def _convert_arrays(
             record["files"][f"{name}.npy"] = writer.close()
         width = shape[-1] if len(shape) > 1 else 1
         record[f"{name}_names"] = [name] if width == 1 else [f"{name}{i}" for i in range(width)]
+    if "sample_weight" in arrays:
+        weights.require_some()
     record["classes"] = labels.classes
 
 
@@ -289,19 +302,25 @@ def _convert_table(
         writers["sample_weight"] = ArrayWriter(folder / "sample_weight.npy", "float64", ())
     for writer in writers.values():
         files.enter_context(writer)
-    labels = _Labels()
+    labels, weights = _Labels(), _Weights(f"{table.paths[0]}: {table.wanted.sample_weight!r}")
+    classes: set[int] = set()
     for block, position in table.blocks():
         writers["x"].append(_as(block[:, : table.features], dtype, table))
         if targets:
             columns = block[:, table.features : table.features + targets]
-            labels.add(columns)
+            if of_class:
+                classes.update(np.unique(columns).astype(int).tolist())
+            else:
+                labels.add(columns)
             writers["y"].append(columns)
         if table.wanted.sample_weight:
-            _require_weights(block[:, -1], table)
+            weights.add(block[:, -1])
             writers["sample_weight"].append(block[:, -1])
         yield min(1.0, position / total)
     if writers["x"].rows == 0:
         raise DataError(f"{source.paths[0]}: every row has a missing cell, so none is left")
+    if table.wanted.sample_weight:
+        weights.require_some()
     record["files"] = {f"{name}.npy": writer.close() for name, writer in writers.items()}
     features = table.names[: table.features]
     record |= {
@@ -314,7 +333,7 @@ def _convert_table(
             if name in table.categories
         },
         "class_names": list(table.categories[table.names[table.features]]) if of_class else None,
-        "classes": labels.classes,
+        "classes": (len(classes) if len(classes) > 1 else None) if of_class else labels.classes,
         "dropped": table.dropped,
         "missing": table.wanted.missing == "mean",
     }
@@ -332,12 +351,25 @@ def _as(block: np.ndarray, dtype: str, table: Table) -> np.ndarray:
     return cast
 
 
-def _require_weights(weights: np.ndarray, table: Table) -> None:
-    if (weights < 0).any():
-        raise DataError(
-            f"{table.paths[0]}: the weight {weights.min()} in column "
-            f"{table.wanted.sample_weight!r} is below 0: give weights of 0 or more"
-        )
+class _Weights:
+    """Looks whether weights of rows can be used."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._total = 0.0
+
+    def add(self, weights: np.ndarray) -> None:
+        """Look at some of them."""
+        if (weights < 0).any():
+            raise DataError(
+                f"{self._name}: the weight {weights.min()} is below 0: give weights of 0 or more"
+            )
+        self._total += float(weights.sum(dtype=np.float64))
+
+    def require_some(self) -> None:
+        """Refuse weights that leave nothing to train on."""
+        if self._total == 0:
+            raise DataError(f"{self._name}: all weights are 0, so there is nothing to train on")
 
 
 class _Labels:
@@ -396,14 +428,16 @@ def open_prepared(folder: Path, record: dict[str, Any], source: str) -> Dataset:
 
     def array(name: str) -> np.ndarray | None:
         path = folder / f"{name}.npy"
-        if not path.exists():
+        if path.name not in record["held"]:
             if name not in record["mapped"]:
                 return None
             path = Path(record["mapped"][name])
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise DataError(f"{source} does not fit into memory: {error}") from error
+        except FileNotFoundError as error:
+            raise DataError(f"{path} has vanished meanwhile: start again") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}, of {source}, can't be mapped: {error}") from error
         if name == "sample_weight":
             return found.reshape(-1)
         return found.reshape(-1, 1) if found.ndim == 1 else found

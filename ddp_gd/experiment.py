@@ -64,9 +64,8 @@ def run(config: TrainConfig) -> None:
         )
     training = loading.Training(communicator, dataset, split.training, split.training_rows)
     preprocessing = training.preprocessing(config.normalize)
-    y_scaling = None
-    # Class numbers and other integers are targets as they are.
-    if config.normalize and loss not in _CLASS_LOSSES and dataset.targets.dtype.kind == "f":
+    y_scaling = None  # class numbers are targets as they are
+    if config.normalize and loss not in _CLASS_LOSSES:
         y_scaling = training.normalizer(dataset.targets, names=dataset.target_names)
     parts = {"training": (split.training, split.training_rows)}
     if split.validation:
@@ -87,6 +86,7 @@ def run(config: TrainConfig) -> None:
         seed=seed,
         communicator=communicator,
         dataset=dataset,
+        preprocessing=preprocessing,
         train_rows=split.training,
         normalized_targets=y_scaling is not None,
         folder=folder,
@@ -140,7 +140,7 @@ def _rows(
     unchanged = preprocessing.normalizer is None and not preprocessing.texts
     change = None if unchanged else preprocessing.transform
     return (
-        Selection(dataset.features, count, select, change),
+        Selection(dataset.features, count, select, change, dataset.key),
         Selection(dataset.targets, count, select, y_scaling.transform if y_scaling else None),
         None if weights is None else Selection(weights, count, select),
     )
@@ -192,8 +192,8 @@ def _loss_name(config: TrainConfig, dataset: Dataset) -> str:
         return config.loss
     if dataset.class_names is not None and dataset.classes is None:
         raise ConfigError(
-            f"The target {dataset.target_names[0]!r} holds {dataset.class_names[:1]} in every "
-            "row; there is nothing to tell apart."
+            f"The target {dataset.target_names[0]!r} is the same in every row; there is nothing "
+            "to tell apart."
         )
     return _CLASSES if dataset.classes is not None else "mean_squared_error"
 
@@ -206,6 +206,17 @@ def _outputs(loss: str, config: TrainConfig, dataset: Dataset) -> int:
             f"targets in {dataset.source} have shape {targets.shape}. Give a model of your own, "
             "path/to/file.py:function."
         )
+    values = int(targets[0].size)
+    if loss == "categorical_crossentropy" and values == 1:
+        raise ConfigError(
+            f"--loss {loss} needs a column of targets for each class, but {dataset.source} has one "
+            f"column. For class numbers use --loss {_CLASSES}."
+        )
+    if loss == "binary_crossentropy" and values == 1 and dataset.classes not in (None, 2):
+        raise ConfigError(
+            f"--loss {loss} tells two classes apart, but the targets in {dataset.source} have "
+            f"{dataset.classes}. Use --loss {_CLASSES}."
+        )
     if loss != _CLASSES:
         return int(targets.shape[-1])
     if config.model in models.KNOWN and targets.shape[-1] != 1:
@@ -217,11 +228,12 @@ def _outputs(loss: str, config: TrainConfig, dataset: Dataset) -> int:
     if dataset.classes is not None:
         return dataset.classes
     classes = np.unique(targets)
-    if classes[0] < 0 or np.any(classes != np.floor(classes)):
+    wrong = classes[(classes < 0) | (classes != np.floor(classes))]
+    if len(wrong):
         raise ConfigError(
             f"--loss {loss} needs class numbers 0, 1, 2, ... as targets, but "
-            f"{dataset.source} holds {classes[classes != np.floor(classes)][:1] or classes[:1]}. "
-            "Number the classes, or choose a loss for other targets."
+            f"{dataset.source} holds {wrong[0]}. Number the classes, choose a loss for other "
+            "targets, or, in a table, name the column with --categorical."
         )
     return int(classes[-1]) + 1
 

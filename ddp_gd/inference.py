@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from .data import Dataset
 from .errors import ConfigError, DataError, ModelError
 from .prediction import predict
 from .request import KERAS, Request
-from .selection import Selection
+from .selection import Reader, Selection
 
 _VALUES_AT_A_TIME = 2**22  # of the model's output
+_ROWS_AT_A_TIME = 2**16  # of the data
 
 
 def run(config: PredictConfig) -> None:
@@ -42,7 +44,9 @@ def run(config: PredictConfig) -> None:
     dataset = loading.fetch(_request(config, about), config.cache)
     x = _inputs(dataset)
     _require_input(model, x, config.model)
-    with _writer(out, about, dataset) if leader else contextlib.nullcontext(_ignore) as write:
+    if leader:
+        _warn_of_unknown(dataset, about)
+    with _writer(out, about) if leader else contextlib.nullcontext(_ignore) as write:
         for rows in _blocks(model, len(dataset.features), config.batch_size):
             write(_predict(model, keras.tree.map_structure(lambda a, r=rows: a[r], x), config))
     if leader:
@@ -157,10 +161,19 @@ def _ignore(predictions: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _writer(
-    out: Path, about: dict[str, Any], dataset: Dataset
-) -> Iterator[Callable[[np.ndarray], None]]:
+def _writer(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray], None]]:
     """Write predictions to a new file that is whole or not there."""
+    try:
+        with _partial(out, about) as write:
+            yield write
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"--out {out} can't be written ({error}): make room, or choose another folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def _partial(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray], None]]:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as name:
         partial = Path(name) / out.name
         with contextlib.ExitStack() as files:
@@ -188,10 +201,40 @@ def _writer(
                     table.write_table(columns)
 
                 yield write
-        try:
-            os.link(partial, out)  # unlike a renaming, never in the place of another file
-        except FileExistsError as error:
-            raise ConfigError(f"--out {out} was made by another program meanwhile.") from error
+        if out.exists():
+            raise ConfigError(f"--out {out} was made by another program meanwhile.")
+        partial.rename(out)
+
+
+def _chances(values: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """The probability of each class, shape (rows, classes), where the model is of classes."""
+    if about.get("loss") == "binary_crossentropy" and values.shape[1] == 1:
+        one = 1 / (1 + np.exp(-values)) if about.get("logits") else values
+        return np.concatenate([1 - one, one], axis=1)
+    if about.get("logits"):
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+        values /= values.sum(axis=1, keepdims=True)
+    return values
+
+
+def _warn_of_unknown(dataset: Dataset, about: dict[str, Any]) -> None:
+    """Say which texts the training did not see: to the model they are all the same, nothing."""
+    for place, texts in dataset.categories.items():
+        name = dataset.feature_names[place]
+        known = about.get("texts", {}).get(name, texts)
+        unknown = [number for number, text in enumerate(texts) if text not in known]
+        if not unknown:
+            continue
+        reader = Reader(dataset.features)
+        rows = len(dataset.features)
+        starts = range(0, rows, _ROWS_AT_A_TIME)
+        blocks = (reader.take(slice(s, s + _ROWS_AT_A_TIME))[:, place] for s in starts)
+        count = sum(int(np.isin(block, unknown).sum()) for block in blocks)
+        if count:
+            sys.stderr.write(
+                f"ddp_gd: column {name!r}: {count} of {rows} cells hold texts that the training "
+                f"did not see, such as {texts[unknown[0]]!r}\n"
+            )
 
 
 def _columns(predictions: np.ndarray, about: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -203,14 +246,11 @@ def _columns(predictions: np.ndarray, about: dict[str, Any], out: Path) -> dict[
         )
     names = list(about.get("targets", ()))
     classes = about.get("class_names")
-    if classes and predictions.shape[1] == len(classes) and len(names) == 1:
-        best = predictions.argmax(axis=1)
-        chances = predictions.astype(np.float64)
-        if about.get("logits"):
-            chances = np.exp(chances - chances.max(axis=1, keepdims=True))
-            chances /= chances.sum(axis=1, keepdims=True)
+    chances = _chances(predictions.astype(np.float64), about)
+    if classes and chances.shape[1] == len(classes):
+        best = chances.argmax(axis=1)
         return {
-            names[0]: np.array(classes, dtype=object)[best],
+            names[0] if len(names) == 1 else "class": np.array(classes, dtype=object)[best],
             "probability": chances[np.arange(len(best)), best],
         }
     if len(names) != predictions.shape[1]:

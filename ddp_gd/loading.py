@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import socket
 import sys
@@ -81,6 +83,9 @@ def load(
 def fetch(request: Request, cache: bool = True) -> Dataset:
     """Do what `load` does."""
     communicator = runtime.communicator()
+    if communicator.size > 1:
+        asked = json.dumps(dataclasses.asdict(request), default=str)
+        runtime.agree(communicator, {"ddp_gd.load": asked})
     prepared: Prepared | None = None
 
     def work() -> Iterator[float]:

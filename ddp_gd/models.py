@@ -107,7 +107,7 @@ def on_raw_features(
     """
     _require_one_of_each(model)
     if preprocessing.texts:
-        raw, x = _encoded(preprocessing)
+        raw, x = _encoded(preprocessing, model.name)
     else:
         shape = model.inputs[0].shape[1:]
         normalizer = preprocessing.normalizer
@@ -180,9 +180,11 @@ def _require_width(what: str, of_data: int, of_model: int) -> None:
         )
 
 
-def _encoded(preprocessing: Preprocessing) -> tuple[dict[str, Any], Any]:
+def _encoded(preprocessing: Preprocessing, model_name: str) -> tuple[dict[str, Any], Any]:
     """Inputs by column, and the features that are made of them."""
     names = preprocessing.names
+    if model_name in names:
+        raise DataError(f"column {model_name!r} has the name of the model: give it another name")
     if bad := [name for name in names if "/" in name]:
         raise DataError(
             f"column {bad[0]!r} can't name an input of a Keras model: leave out the '/'"
@@ -196,23 +198,26 @@ def _encoded(preprocessing: Preprocessing) -> tuple[dict[str, Any], Any]:
     groups = []
     if places := preprocessing.number_places:
         columns = [raw[names[p]] for p in places]
-        together = keras.layers.Concatenate(dtype="float64", name="numbers_of_row")
+        together = keras.layers.Concatenate(dtype="float64", name="ddp_gd.numbers")
         numbers = together(columns) if len(columns) > 1 else columns[0]
         groups.append(keras.ops.cast(_scaled(numbers, preprocessing), "float32"))
     for place, texts in preprocessing.texts.items():
         lookup = keras.layers.StringLookup(
-            vocabulary=list(texts), output_mode="one_hot", oov_token=_UNKNOWN
+            vocabulary=list(texts),
+            output_mode="one_hot",
+            oov_token=_UNKNOWN,
+            name=f"ddp_gd.texts_of_{place}",
         )
         one_hot = keras.ops.cast(lookup(raw[names[place]]), "float32")
         groups.append(one_hot[:, 1:])  # the first is for unknown texts
-    join = keras.layers.Concatenate(name="features_of_row")
+    join = keras.layers.Concatenate(name="ddp_gd.features")
     return raw, join(groups) if len(groups) > 1 else groups[0]
 
 
 def _scaled(raw: Any, preprocessing: Preprocessing) -> Any:
     if preprocessing.normalizer is None:
         return raw
-    x = _normalization(raw, preprocessing.normalizer, "normalize")
+    x = _normalization(raw, preprocessing.normalizer, "ddp_gd.normalize")
     return keras.ops.nan_to_num(x, nan=0.0) if preprocessing.missing else x
 
 
@@ -220,7 +225,7 @@ def _in_target_units(x: Any, targets: Normalizer | None) -> Any:
     if targets is None:
         return x
     _require_width("targets", len(targets.mean), x.shape[-1])
-    return _normalization(x, targets, "to_target_units", invert=True)
+    return _normalization(x, targets, "ddp_gd.to_target_units", invert=True)
 
 
 def _normalization(x: Any, normalizer: Normalizer, name: str, invert: bool = False) -> Any:

@@ -22,6 +22,13 @@ def kinds_of(path: Path) -> dict[str, Kind]:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows == 0:
             raise DataError(f"{path} has no rows: add at least one")
+        names = file.schema_arrow.names
+        if "" in names or len(set(names)) < len(names):
+            name = next(n for n in names if n == "" or names.count(n) > 1)
+            raise DataError(
+                f"{path} has more than one column called {name!r}, or columns without a name: give "
+                "each column its own name"
+            )
         return {column.name: _kind(column.type) for column in file.schema_arrow}
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise DataError(f"{path} is not a whole Parquet file: {_short(error)}") from error
@@ -67,6 +74,8 @@ def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
     try:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if kind != "number" and pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         return pc.cast(column, pa.float64() if kind == "number" else pa.string())
     except pa.ArrowInvalid as error:
         raise DataError(
@@ -75,7 +84,7 @@ def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
         ) from error
 
 
-def explain(path: Path, names: Sequence[str]) -> None:
+def explain(path: Path, names: Sequence[str], remedy: str) -> None:
     """Raise the DataError that says which cells are missing or not finite."""
     bad = 0
     first = ""
@@ -97,8 +106,8 @@ def explain(path: Path, names: Sequence[str]) -> None:
     if bad:
         count = "1 cell is" if bad == 1 else f"{bad} cells are"
         raise DataError(
-            f"{path}: {count} missing or not finite; the first, {first}. Replace it, or, for "
-            "missing ones, --missing drop|mean"
+            f"{path}: {count} missing or not finite; the first, {first}. Replace it, or remove "
+            f"the row or column. Missing ones: {remedy}"
         )
 
 

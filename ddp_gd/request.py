@@ -79,7 +79,14 @@ def find(request: Request) -> Source:
         missing=request.missing,
         kinds=request.kinds,
     )
+    if not request.targets_needed:
+        wanted = dataclasses.replace(wanted, remedy="Fill in: the model needs all of its features")
     first = str(given[0])
+    single = [str(g) for g in given if str(g) in BUILT_IN or str(g).startswith(KERAS)]
+    if single and len(given) > 1:
+        raise DataError(f"{single[0]!r} is a data set of its own: give nothing beside it")
+    if "" in [str(g) if isinstance(g, str) else "." for g in given]:
+        raise DataError(f"unknown data '': give a file, a folder or one of {', '.join(BUILT_IN)}")
     if len(given) == 1 and first.startswith(KERAS):
         _refuse_columns(wanted, first)
         name, _, part = first.removeprefix(KERAS).partition("/")
@@ -92,6 +99,10 @@ def find(request: Request) -> Source:
             wanted = dataclasses.replace(wanted, target=target or (BUILT_IN[first],))
     else:
         paths = [path for item in given for path in _files(Path(item))]
+    real = [path.resolve() for path in paths]
+    if len(set(real)) < len(real):
+        twice = next(path for path, r in zip(paths, real, strict=True) if real.count(r) > 1)
+        raise DataError(f"{twice} was given twice: its rows would stand on both sides of the split")
     suffixes = {path.suffix.lower() for path in paths}
     if len(suffixes) > 1:
         raise DataError(
@@ -114,7 +125,7 @@ def find(request: Request) -> Source:
 def _files(path: Path) -> list[Path]:
     """A file, or the files of a folder in the order of their names."""
     known = ", ".join(_SUFFIXES)
-    if path.is_dir() and str(path) != ".":
+    if path.is_dir():
         found = sorted(
             file
             for file in path.iterdir()
@@ -129,9 +140,8 @@ def _files(path: Path) -> list[Path]:
             )
         return found
     if path.suffix.lower() not in _SUFFIXES:
-        name = "" if path == Path() else str(path)
         raise DataError(
-            f"unknown data {name!r}: give a file ({known}), a folder of such, a built-in name "
+            f"unknown data {str(path)!r}: give a file ({known}), a folder of such, a built-in name "
             f"({', '.join(BUILT_IN)}) or one of Keras's ({KERAS}mnist)"
         )
     if not path.is_file():

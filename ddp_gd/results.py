@@ -25,6 +25,7 @@ from .config import TrainConfig
 from .data import Dataset
 from .errors import ConfigError
 from .plan import Plan
+from .preprocessing import Preprocessing
 from .replicas import fingerprint
 
 # Losses and metrics of "training" and perhaps "validation"; None if they are not finite numbers.
@@ -41,7 +42,8 @@ class Setting:
         seed: `config.seed`, or the one that was drawn.
         communicator: the workers.
         dataset: the data, in their own units.
-        train_rows: so many of the first rows are trained on; the others are for validation.
+        preprocessing: what makes the model's input of them.
+        train_rows: how many rows are trained on; the others are for validation.
         normalized_targets: whether the model predicts normalised targets.
         folder: where the results go.
     """
@@ -51,6 +53,7 @@ class Setting:
     seed: int
     communicator: Communicator
     dataset: Dataset
+    preprocessing: Preprocessing
     train_rows: int
     normalized_targets: bool
     folder: Path
@@ -112,6 +115,10 @@ def announce(setting: Setting, model: keras.Model) -> None:
         f"to validate; {' x '.join(map(str, features))} feature{'s' * (features != (1,))} -> "
         f"{', '.join(dataset.target_names)}"
         + ("; normalised by the training rows" if config.normalize else ""),
+        "as 0/1": ", ".join(
+            f"{dataset.feature_names[place]} ({_count(len(texts), 'category', 'categories')})"
+            for place, texts in setting.preprocessing.texts.items()
+        ),
         "target": _target(setting),
         "model": f"{model.name}, {model.count_params():,} weights; loss {_name(model.loss)}, "
         f"{_optimizer(model.optimizer)}",
@@ -148,6 +155,22 @@ def write(
     Returns:
         The folder they are in.
     """
+    try:
+        return _write(setting, model, raw, history, final)
+    except OSError as error:
+        raise ConfigError(
+            f"The results can't be written to {setting.folder} ({error}): make room there, or give "
+            "another --out."
+        ) from error
+
+
+def _write(
+    setting: Setting,
+    model: keras.Model,
+    raw: keras.Model,
+    history: Mapping[str, Sequence[float]],
+    final: Final,
+) -> Path:
     folder = _make(setting.folder)
     with (folder / "history.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -180,7 +203,7 @@ def write(
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
     unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
     report.draw_losses(history, folder / "loss.png", unit)
-    models.save(raw, folder / "model.keras", _about(setting))
+    models.save(raw, folder / "model.keras", _about(setting, model))
     return folder
 
 
@@ -198,18 +221,28 @@ def _target(setting: Setting) -> str:
     )
 
 
-def _about(setting: Setting) -> dict[str, Any]:
+def _about(setting: Setting, model: keras.Model) -> dict[str, Any]:
     """What the saved model takes and gives, for `python -m ddp_gd.predict`."""
     dataset = setting.dataset
+    loss = model.loss if isinstance(model.loss, str) else _name(model.loss)
     names = dataset.class_names
-    if names is None and setting.loss == "sparse_categorical_crossentropy":
-        names = tuple(map(str, range(dataset.classes or 0)))
+    if loss == "sparse_categorical_crossentropy" and names is None:
+        names = tuple(map(str, range(model.output_shape[-1])))
+    if loss == "categorical_crossentropy":
+        names = dataset.target_names
+    if loss == "binary_crossentropy":
+        names = names or ("0", "1")
     return {
         "features": dataset.feature_names,
         "kinds": dataset.kinds,
         "targets": dataset.target_names,
         "class_names": names,
-        "logits": setting.config.model in models.KNOWN,
+        "loss": loss,
+        "logits": bool(getattr(model.loss, "from_logits", False)),
+        "texts": {
+            dataset.feature_names[place]: list(texts)
+            for place, texts in setting.preprocessing.texts.items()
+        },
         "missing": setting.config.missing,
         "dtype": setting.config.dtype,
     }
@@ -225,8 +258,8 @@ def conclude(setting: Setting, model: keras.Model, final: Final, folder: Path) -
     print(f"fingerprint: {fingerprint(model)}", flush=True)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+def _count(number: int, what: str, several: str = "") -> str:
+    return f"{number} {what if number == 1 else several or what + 's'}"
 
 
 def _title(key: str, model: keras.Model) -> str:

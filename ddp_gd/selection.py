@@ -82,6 +82,7 @@ class Selection:
         select: gives the numbers in `array` of rows 0 to `count - 1`, int64 to int64; None for the
             first `count` ones.
         change: makes of some rows what they stand for; None for themselves.
+        key: tells the content of the array from others'.
 
     Attributes:
         shape: `(count, ...)` after the change.
@@ -94,7 +95,9 @@ class Selection:
         count: int,
         select: Callable[[np.ndarray], np.ndarray] | None = None,
         change: Callable[[np.ndarray], np.ndarray] | None = None,
+        key: str = "",
     ):
+        self.key = key
         self._reader = Reader(array)
         self._array = array
         self._select = select
@@ -132,4 +135,4 @@ class Selection:
         def select(rows: np.ndarray) -> np.ndarray:
             return rows + first if before is None else before(rows + first)
 
-        return Selection(self._array, max(0, stop - first), select, self._change)
+        return Selection(self._array, max(0, stop - first), select, self._change, self.key)

@@ -30,6 +30,7 @@ class Wanted:
         missing: `"error"`, `"drop"` rows with a missing cell, or `"mean"`: missing numbers among
             the features become NaN, for their training mean to be put there.
         kinds: of some columns, where they are known already.
+        remedy: what to do about missing cells, for the message.
     """
 
     features: tuple[str, ...] | None = None
@@ -38,6 +39,7 @@ class Wanted:
     categorical: tuple[str, ...] = ()
     missing: Literal["error", "drop", "mean"] = "error"
     kinds: tuple[tuple[str, Kind], ...] = ()
+    remedy: str = "Fill in, or --missing drop|mean"
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Table:
         for path in self.paths:
             kinds = {name: self.kinds[name] for name in self.names}
             read = (
-                csvfiles.blocks(path, kinds, self._may_miss)
+                csvfiles.blocks(path, kinds, self._may_miss, self.wanted.remedy)
                 if is_csv(path)
                 else parquetfiles.blocks(path, kinds)
             )
@@ -99,74 +101,84 @@ class Table:
     def _explain(self, path: Path) -> None:
         """Raise the DataError that says what is wrong with a file, if a second pass finds it."""
         if is_csv(path):
-            csvfiles.explain(path, {n: self.kinds[n] for n in self.names}, self._may_miss)
+            kinds = {name: self.kinds[name] for name in self.names}
+            csvfiles.explain(path, kinds, self._may_miss, self.wanted.remedy)
         else:
-            parquetfiles.explain(path, self.names)
+            parquetfiles.explain(path, self.names, self.wanted.remedy)
 
     def _numbers(self, columns: list[pa.Array], path: Path) -> np.ndarray:
         """One block; shape (rows, columns)."""
+        columns = [
+            column if self.kinds[name] == "number" else self._texts(name, column)
+            for name, column in zip(self.names, columns, strict=True)
+        ]
+        missing = np.stack([self._missing(column) for column in columns], axis=1)
+        if missing.any():
+            columns = self._without_missing(columns, missing, path)
         block = np.empty((len(columns[0]), len(self.names)))
         for index, (name, column) in enumerate(zip(self.names, columns, strict=True)):
             if self.kinds[name] == "number":
                 block[:, index] = column.to_numpy(zero_copy_only=False)
             else:
-                filled = self.wanted.missing == "mean" and index < self.features
-                block[:, index] = self._category_numbers(name, column, path, filled)
-        kept = ~np.isnan(block).any(axis=1)
-        if kept.all():
-            self._require_finite(block, path)
-            return block
+                block[:, index] = self._category_numbers(name, column, path)
+        if np.isinf(block).any():
+            self._explain(path)
+            raise DataError(f"{path} has cells that are not finite: replace or remove them")
+        return block
+
+    def _texts(self, name: str, column: pa.Array) -> pa.Array:
+        """The texts of a column of categories; a missing one is ""."""
+        texts = pc.fill_null(pc.utf8_trim_whitespace(column), "")
+        if self.kinds[name] == "boolean":
+            if self._may_miss:
+                words = pc.is_in(texts, value_set=pa.array(csvfiles.MISSING))
+                texts = pc.if_else(words, "", texts)
+            texts = pc.utf8_lower(texts)
+        return texts
+
+    @staticmethod
+    def _missing(column: pa.Array) -> np.ndarray:
+        """Where a cell is missing."""
+        if pa.types.is_floating(column.type):
+            return np.isnan(column.to_numpy(zero_copy_only=False))
+        return pc.equal(column, "").to_numpy(zero_copy_only=False)
+
+    def _without_missing(
+        self, columns: list[pa.Array], missing: np.ndarray, path: Path
+    ) -> list[pa.Array]:
+        """The rows that are kept; see `Wanted.missing`."""
         if self.wanted.missing == "error":
             self._explain(path)
-            raise DataError(f"{path} has missing cells: fill them in, or give missing='drop'")
+            raise DataError(f"{path} has missing cells. {self.wanted.remedy}")
         if self.wanted.missing == "drop":
-            self.dropped += len(block) - int(kept.sum())
-            block = block[kept]
-        elif (missing := np.isnan(block[:, self.features :]).any(axis=0)).any():
-            name = self.names[self.features + int(missing.argmax())]
+            kept = ~missing.any(axis=1)
+            self.dropped += int((~kept).sum())
+            return [column.filter(pa.array(kept)) for column in columns]
+        needed = missing[:, self.features :].any(axis=0)
+        if needed.any():
+            name = self.names[self.features + int(needed.argmax())]
             raise DataError(
                 f"{path}: column {name!r} has missing cells, and a target or a weight can't be "
                 "filled in: give missing='drop', which leaves such rows out"
             )
-        self._require_finite(block[~np.isnan(block).any(axis=1)], path)
-        return block
+        return columns
 
-    def _require_finite(self, block: np.ndarray, path: Path) -> None:
-        if not np.isfinite(block).all():
-            self._explain(path)
-            raise DataError(f"{path} has cells that are not finite: replace or remove them")
-
-    def _category_numbers(
-        self, name: str, column: pa.Array, path: Path, filled: bool
-    ) -> np.ndarray:
-        """Numbers of a column's texts; where there is none NaN, or that of the text ""."""
-        texts = pc.utf8_trim_whitespace(column)
-        if self.kinds[name] == "boolean":
-            texts = pc.utf8_lower(texts)
+    def _category_numbers(self, name: str, texts: pa.Array, path: Path) -> np.ndarray:
+        """Numbers of a column's texts."""
         coded = texts.dictionary_encode()
         known = self.categories[name]
-        numbers = np.empty(len(coded.dictionary) + 1)
-        numbers[-1] = np.nan  # a null's
-        for place, text in enumerate(coded.dictionary.to_pylist()):
-            if text == "":
-                numbers[place] = np.nan
-            elif text in known:
-                numbers[place] = known[text]
-            elif self.kinds[name] == "boolean":
-                self._explain(path)
-                raise DataError(f"{path}: column {name!r} has {text!r} among true and false")
-            else:
-                numbers[place] = known.setdefault(text, len(known))
+        found = coded.dictionary.to_pylist()
+        if self.kinds[name] == "boolean" and (wrong := {*found} - {*BOOLEANS, ""}):
+            self._explain(path)
+            raise DataError(f"{path}: column {name!r} has {min(wrong)!r} among true and false")
+        numbers = np.array([known.setdefault(text, len(known)) for text in found], np.float64)
         if len(known) > MOST_CATEGORIES:
             raise DataError(
                 f"{path}: column {name!r} holds more than {MOST_CATEGORIES} different texts: it "
                 "identifies rows rather than describing them. Leave it out by naming the features "
                 "you want"
             )
-        if filled and (coded.null_count or "" in coded.dictionary.to_pylist()):
-            numbers[np.isnan(numbers)] = known.setdefault("", len(known))
-        indices = coded.indices.fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
-        return numbers[indices]
+        return numbers[coded.indices.to_numpy(zero_copy_only=False)]
 
 
 def is_csv(path: Path) -> bool:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ddp_gd.arrays import Arrays
 from ddp_gd.errors import ConfigError, DataError
+from ddp_gd.selection import Reader, Selection
 
 X = np.arange(12.0).reshape(6, 2)
 Y = np.arange(6)
@@ -122,3 +123,36 @@ def test_what_has_no_rows_is_refused(arguments: tuple, kind: type, quoted: str) 
     """What can't be read row by row is refused in the user's words."""
     with pytest.raises(kind, match=quoted):
         Arrays(*arguments)
+
+
+def test_selections_of_other_data_are_not_the_same():
+    """What a checkpoint compares tells data apart although the 64 rows that are looked at agree."""
+    values = np.arange(20.0).reshape(10, 2)
+    one, same, other = (
+        Arrays(Selection(values, 10, key=key), np.ones(10)).describe() for key in "aab"
+    )
+    assert one == same != other
+
+
+def test_a_selection_is_read_like_the_array_it_means():
+    """Chosen, changed and cut rows are those of the array that was selected from by hand."""
+    values = np.arange(40.0).reshape(20, 2)
+    chosen = np.random.default_rng(0).permutation(20)[:12]
+    selection = Selection(values, 12, chosen.__getitem__, lambda rows: (rows * 2).astype("int32"))
+    expected = (values[chosen] * 2).astype("int32")
+    assert (len(selection), selection.shape, selection.dtype) == (12, (12, 2), np.dtype("int32"))
+    np.testing.assert_array_equal(selection.take(np.array([3, 0, 11])), expected[[3, 0, 11]])
+    np.testing.assert_array_equal(selection[4:9].take(np.arange(5)), expected[4:9])
+
+
+def test_rows_of_a_large_file_come_in_the_order_asked_for(tmp_path):
+    """Reading a mapped file in its own order, in parts, changes nothing about the result."""
+    values = np.random.default_rng(0).normal(size=(300_000, 9))
+    np.save(tmp_path / "x.npy", values)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    rows = np.random.default_rng(1).integers(0, len(values), 5000)
+    for array, expected in ((mapped, values), (mapped[:, 3:5], values[:, 3:5])):
+        reader = Reader(array)
+        np.testing.assert_array_equal(reader.take(rows), expected[rows])
+        np.testing.assert_array_equal(reader.take(rows[:3]), expected[rows[:3]])
+        np.testing.assert_array_equal(reader.take(slice(7, 900)), expected[7:900])

@@ -160,6 +160,63 @@ def test_other_sources_and_columns(trained, tmp_path):
     np.testing.assert_allclose(found[0], loaded(x)[:, 0], rtol=1e-6)
 
 
+def test_unknown_texts_are_counted(trained, tmp_path, capsys):
+    """Texts that the training did not see are said, with how many they are."""
+    path = tmp_path / "new.csv"
+    path.write_text("member,town,age\ntrue,Genf,1e8\ntrue,Bern,1e8\ntrue,Genf,1e8\n")
+    arguments = ["--model", trained / "price" / "model.keras", "--data", path]
+    assert run(predict, *arguments, "--out", tmp_path / "p.csv").status == 0
+    said = "column 'town': 2 of 3 cells hold texts that the training did not see, such as 'Genf'"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "outputs"),
+    [("binary_crossentropy", "y", 1), ("sparse_categorical_crossentropy", "y", 4)],
+)
+def test_own_models_of_classes_give_probabilities(tmp_path, monkeypatch, loss, target, outputs):
+    """Logits or not is what the model's own loss says; classes may have gaps."""
+    monkeypatch.chdir(tmp_path)
+    r = np.random.default_rng(0)
+    x = r.normal(size=(100, 2))
+    y = (x[:, 0] > 0) * (1 if outputs == 1 else 3)
+    lines = [f"{a!r},{b!r},{c}" for (a, b), c in zip(x.tolist(), y, strict=True)]
+    Path("t.csv").write_text("\n".join(["a,b,y", *lines, ""]))
+    Path("own.py").write_text(
+        "import keras\n"
+        "def model(shape, outputs):\n"
+        f"    m = keras.Sequential([keras.Input(shape), keras.layers.Dense({outputs})])\n"
+        f"    loss = keras.losses.get({loss!r})\n"
+        "    classes = {'binary_crossentropy': keras.losses.BinaryCrossentropy,\n"
+        "        'sparse_categorical_crossentropy': keras.losses.SparseCategoricalCrossentropy}\n"
+        f"    m.compile(keras.optimizers.Adam(0.1), classes[{loss!r}](from_logits=True))\n"
+        "    return m\n"
+    )
+    arguments = ["--data", "t.csv", "--target", "y", "--loss", loss, "--seed", 1, "--epochs", 20]
+    options = ["--model", "own.py:model", "--verbose", 0, "--out", "out"]
+    assert run(train, *arguments, *options).status == 0
+    arguments = ["--model", "out/model.keras", "--data", "t.csv", "--out", "p.csv"]
+    assert run(predict, *arguments).status == 0
+    rows = read(Path("p.csv"))
+    assert all(0.4 <= float(row["probability"]) <= 1 for row in rows)
+    right = [row[target] == str(c) for row, c in zip(rows, y, strict=True)]
+    assert np.mean(right) > 0.9
+
+
+def test_columns_may_have_any_name(tmp_path):
+    """Names of layers, and of the model, are no reason for a traceback."""
+    path = tmp_path / "t.csv"
+    names = ["normalize", "ddp_gd features", "to_target_units", "string_lookup", "in dex", "y"]
+    rows = [f"{i},x{i % 2},{i},z{i % 3},{i},{i}" for i in range(40)]
+    path.write_text("\n".join([",".join(names), *rows, ""]))
+    options = ["--data", path, "--target", "y", "--epochs", 1, "--verbose", 0]
+    assert run(train, *options, "--out", tmp_path / "out").status == 0
+    arguments = ["--model", tmp_path / "out" / "model.keras", "--data", path]
+    assert run(predict, *arguments, "--out", tmp_path / "p.csv").status == 0
+    path.write_text(path.read_text().replace("in dex", "mlp"))
+    assert run(train, *options, "--out", tmp_path / "out2").status == 2
+
+
 def test_other_models_are_taken(tmp_path):
     """A model that another program saved, of one input, predicts for arrays and tables."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
@@ -191,7 +248,10 @@ def test_what_cannot_be_used_is_explained(trained, tmp_path, capsys):
     table = trained / "t.csv"
     cases = [
         ((model, few, "p.csv"), "no column 'member'"),
-        ((model, holes, "p.csv"), "column 'age', data row 1 (line 2), is empty"),
+        (
+            (model, holes, "p.csv"),
+            "data row 1 (line 2), is empty. Fill in: the model",
+        ),
         ((numbers, tmp_path / "wide.npy", "p.csv"), "takes rows of shape (1,), the data have"),
         ((broken, table, "p.csv"), "is not a whole .keras file"),
         ((unsafe, table, "p.csv"), "can't be loaded"),

@@ -89,7 +89,9 @@ def test_other_content_or_options_are_converted_anew(tmp_path, kept, change):
     assert len(entries(kept)) == 2
 
 
-@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "missing", "record"])
+@pytest.mark.parametrize(
+    "damage", ["flipped byte", "header", "truncated", "missing", "record", "changed record"]
+)
 def test_a_damaged_entry_is_named_and_made_again(tmp_path, kept, damage, capsys):
     """A changed byte, a missing file, a broken record: found before anything is read from it."""
     path = table(tmp_path)
@@ -99,6 +101,12 @@ def test_a_damaged_entry_is_named_and_made_again(tmp_path, kept, damage, capsys)
     if damage == "flipped byte":
         content[-5] ^= 1
         file.write_bytes(content)
+    elif damage == "header":
+        content[content.index(b"100")] = ord("0")
+        file.write_bytes(content)
+    elif damage == "changed record":
+        record = file.parent / "data.json"
+        record.write_text(record.read_text().replace('"a"', '"c"'))
     elif damage == "truncated":
         file.write_bytes(content[:-8])
     elif damage == "missing":
@@ -107,6 +115,22 @@ def test_a_damaged_entry_is_named_and_made_again(tmp_path, kept, damage, capsys)
         (file.parent / "data.json").write_text('{"files": [1')
     np.testing.assert_array_equal(ddp_gd.load(path, "y").features, expected)
     assert "are damaged" in capsys.readouterr().out
+
+
+def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path, kept, monkeypatch):
+    """Replaced between its hash and its conversion, a file ends in an error, not in the cache."""
+    path = table(tmp_path)
+    other = table(tmp_path, name="other.csv", seed=1)
+    convert = data._convert
+
+    def late(*arguments):
+        shutil.copy2(other, path)
+        return convert(*arguments)
+
+    monkeypatch.setattr(data, "_convert", late)
+    with pytest.raises(DataError, match=r"t\.csv changed while it was read"):
+        ddp_gd.load(path, "y")
+    assert entries(kept) == []
 
 
 def test_a_copied_cache_is_read_once_more_and_used(tmp_path, kept, capsys):
@@ -130,7 +154,7 @@ def test_the_limit_holds(tmp_path, kept, monkeypatch):
     time.sleep(0.05)
     ddp_gd.load(paths[0], "y")
     ddp_gd.load(paths[2], "y")
-    sources = {json.loads((e / "data.json").read_text())["key"] for e in entries(kept)}
+    sources = {json.loads((e / "data.json").read_text())["record"]["key"] for e in entries(kept)}
     assert sources == {ddp_gd.load(paths[0], "y").key, ddp_gd.load(paths[2], "y").key}
     with pytest.raises(DataError, match=r"the cache may hold 9000: raise DDP_GD_CACHE_BYTES"):
         ddp_gd.load(table(tmp_path, rows=1000), "y")
@@ -369,13 +393,14 @@ def test_every_format_ends_in_the_same_fingerprint(formats, tmp_path):
 
 
 @pytest.mark.jobs
-def test_other_data_on_another_worker_are_refused(tmp_path):
-    """Workers that were given other files end with one message."""
+@pytest.mark.parametrize(("case", "named"), [("differ", "data (SHA-256)"), ("options", "load")])
+def test_other_data_on_another_worker_are_refused(case, named, tmp_path):
+    """Workers that were given other files or options end with one message."""
     program = str(TESTS / "programs" / "loaded.py")
-    done = jobs.run_job(2, [program, "differ", str(tmp_path)], "mpirun", {"BACKEND": "mpi"})
+    done = jobs.run_job(2, [program, case, str(tmp_path)], "mpirun", {"BACKEND": "mpi"})
     assert done.returncode == 2
     assert done.stderr.count("ddp_gd: error: the workers were not given the same") == 1
-    assert "data (SHA-256)" in done.stderr
+    assert named in done.stderr.split("the workers were not given the same")[1]
 
 
 @pytest.mark.jobs

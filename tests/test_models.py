@@ -294,7 +294,7 @@ def test_normalisation_lives_in_a_layer_of_keras():
     features, _ = raw_data()
     by_column = Normalizer.fit(features[:, :2])
     wrapped = models.on_raw_features(models.build("linear", (2,), 2), scaling(by_column), None)
-    layer = wrapped.get_layer("normalize")
+    layer = wrapped.get_layer("ddp_gd.normalize")
     assert isinstance(layer, keras.layers.Normalization)
     np.testing.assert_array_equal(layer.mean[0], by_column.mean)
     np.testing.assert_array_equal(np.sqrt(layer.variance[0]), by_column.scale)

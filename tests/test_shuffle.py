@@ -10,7 +10,8 @@ import pytest
 
 from ddp_gd import shuffle
 from ddp_gd.plan import Plan
-from ddp_gd.shuffle import Order
+from ddp_gd.shuffle import MOST_DRAWN, Order, RandomSplit
+from ddp_gd.split import train_validation_split
 
 
 def order(plan: Plan, epoch: int) -> list[int]:
@@ -91,3 +92,42 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] < 10**6
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction"),
+    [(10, 0.3), (442, 0.1), (100_000, 0.0), (MOST_DRAWN + 12_345, 0.1), (3 * 2**20, 0.999)],
+)
+def test_split_takes_every_row_once(rows, fraction):
+    """Training and validation rows together are all rows, as many of each as in Keras."""
+    split = RandomSplit(rows, fraction, seed=5)
+    assert split.training == train_validation_split(rows, fraction)[0].stop
+    both = [
+        split.training_rows(np.arange(split.training)),
+        split.validation_rows(np.arange(split.validation)),
+    ]
+    np.testing.assert_array_equal(np.sort(np.concatenate(both)), np.arange(rows))
+
+
+def test_split_of_many_rows_needs_no_memory():
+    """At 10^12 rows any training row is found at once, and a twentieth of each region is held."""
+    split = RandomSplit(10**12, 0.05, seed=5)
+    positions = np.linspace(0, split.training - 1, 10_000).astype(np.int64)
+    found = split.training_rows(positions)
+    assert len(np.unique(found)) == len(found)
+    np.testing.assert_allclose(found / 10**12, positions / split.training, atol=1e-6)
+    held = split.validation_rows(np.arange(10_000) + 10**9)
+    assert not np.isin(held, split.training_rows(np.arange(19 * 10**9, 19 * 10**9 + 200_000))).any()
+
+
+@pytest.mark.parametrize("rows", [12, MOST_DRAWN + 2**16])
+def test_split_is_random_and_depends_on_the_seed(rows):
+    """Each row is held back about as often as another, and neighbours independently."""
+    held = np.zeros((400, 12))
+    for seed in range(len(held)):
+        split = RandomSplit(rows, 0.25, seed)
+        numbers = split.validation_rows(np.arange(split.validation))
+        held[seed] = np.isin(np.arange(12), numbers)
+    assert abs(held.mean(axis=0) - 0.25).max() < 0.1  # 4.6 standard deviations
+    correlation = np.corrcoef(held.T) - np.eye(12)
+    assert abs(correlation).max() < 0.3

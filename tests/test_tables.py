@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import ddp_gd
 from ddp_gd import csvfiles, tables
 from ddp_gd.errors import DataError
+from ddp_gd.loading import fetch
+from ddp_gd.request import Request
 
 MIXED = """age,town,member,zip,price,weight
 30,Bern,true,3001,1.5,1
@@ -271,3 +274,91 @@ def test_a_column_that_identifies_rows_is_refused(tmp_path, monkeypatch):
     source = write(tmp_path, "a,y\n" + "".join(f"x{i},1\n" for i in range(6)))
     with pytest.raises(DataError, match="'a' holds more than 5 different texts"):
         ddp_gd.load(source, "y")
+
+
+# What a table may also look like
+
+
+def test_newlines_within_quotes_anywhere(tmp_path, monkeypatch):
+    """A quoted newline is part of a cell wherever the reader starts a new block."""
+    monkeypatch.setattr(csvfiles, "BLOCK_BYTES", 256)
+    row = '1,2,"first\n7,8,9"\n'
+    for padding in range(0, 40, 7):
+        source = write(tmp_path, f"a,b,t\n1,2,{'z' * padding}x\n" + row * 50)
+        dataset = ddp_gd.load(source, "a", categorical=["t"])
+        assert len(dataset.features) == 51
+        assert dataset.categories[1][1] == "first\n7,8,9"
+
+
+def test_one_column_keeps_its_rows(tmp_path):
+    """In a file of one column a blank line is a row with a missing cell, not none."""
+    request = Request(write(tmp_path, "a\n1\n\n2\n"), targets_needed=False)
+    with pytest.raises(DataError, match=r"column 'a', data row 2 \(line 3\), is empty. Fill in"):
+        fetch(request)
+    assert len(fetch(dataclasses.replace(request, missing="mean")).features) == 3
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["New\u00a0York", "a\tb"], "text"),
+        (["1,500.2", "2,500.0"], None),  # thousands' marks: not guessed
+        (["Inf", "Bern"], None),
+        (["true", "NA"], "boolean"),
+        (["2024-01-01", "2024-01-02"], "text"),
+    ],
+)
+def test_texts_that_look_like_something_else(tmp_path, cells, kind):
+    """Spaces of other kinds are text; what is written like a number is never a category unasked."""
+    lines = "".join(f'"{cell}",{i}\n' for i, cell in enumerate(cells))
+    source = write(tmp_path, "a,y\n" + lines)
+    if kind is None:
+        with pytest.raises(DataError, match=r"not finite numbers?|not a finite"):
+            ddp_gd.load(source, "y")
+        return
+    assert ddp_gd.load(source, "y", missing="drop").kinds == (kind,)
+
+
+def test_classes_of_dropped_rows_are_none(tmp_path):
+    """A class that stands in rows with missing cells only is no class; many classes are fine."""
+    source = write(tmp_path, "a,y\n,Z\n1,A\n2,B\n,C\n")
+    dataset = ddp_gd.load(source, "y", missing="drop")
+    assert dataset.class_names == ("A", "B")
+    assert dataset.classes == 2
+    np.testing.assert_array_equal(dataset.targets, [[0], [1]])
+    many = write(tmp_path, "a,y\n" + "".join(f"{i},c{i}\n" for i in range(1500)))
+    assert ddp_gd.load(many, "y").classes == 1500
+    assert ddp_gd.load(write(tmp_path, "a,y\n1,true\n2,true\n"), "y").classes is None
+
+
+def test_parquet_names_must_tell_columns_apart(tmp_path):
+    """Two columns of one name, or a column without one, are refused."""
+    for names in (["a", "a", "y"], ["", "b", "y"]):
+        columns = [pa.array([1.0])] * 3
+        pq.write_table(pa.Table.from_arrays(columns, names), tmp_path / "t.parquet")
+        with pytest.raises(DataError, match="more than one column called"):
+            ddp_gd.load(tmp_path / "t.parquet", "y")
+
+
+def test_sources_that_mean_nothing_are_refused(tmp_path, monkeypatch):
+    """The same file twice, a data set beside another one; the current folder is one, though."""
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path, "a,y\n1,2\n")
+    with pytest.raises(DataError, match=r"table\.csv was given twice"):
+        ddp_gd.load([source, "table.csv"], "y")
+    with pytest.raises(DataError, match="'diabetes' is a data set of its own"):
+        ddp_gd.load(["diabetes", source], "y")
+    assert len(ddp_gd.load(".", "y").features) == 1
+
+
+def test_weights_that_leave_nothing_are_refused(tmp_path):
+    """Weights below 0, or all 0, in a table and in arrays."""
+    with pytest.raises(DataError, match="all weights are 0"):
+        ddp_gd.load(write(tmp_path, "a,w,y\n1,0,1\n2,0,2\n"), "y", sample_weight="w")
+    for weights, message in (
+        (-np.ones(3), "the weight -1.0 is below 0"),
+        (np.zeros(3), "are 0"),
+    ):
+        np.savez(tmp_path / "t.npz", x=np.ones((3, 1)), y=np.ones(3), sample_weight=weights)
+        with pytest.raises(DataError, match=message):
+            ddp_gd.load(tmp_path / "t.npz")

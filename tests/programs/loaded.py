@@ -1,4 +1,4 @@
-"""Loads data on several workers: `loaded.py FOLDER OUT`, `differ FOLDER`, `peak FOLDER`."""
+"""Loads data on several workers: `loaded.py FOLDER OUT`, `differ|options|peak FOLDER`."""
 
 from __future__ import annotations
 
@@ -51,13 +51,21 @@ def measure(folder: Path, out: Path) -> None:
 
 
 def differ(folder: Path) -> None:
-    """Each worker believes to be alone on its host, and reads a file of its own."""
+    """Each worker believes to be alone on its host, where the file of that name is another one."""
     communicator = runtime.communicator()
     communicator.local_rank = 0
     loading._boot = lambda: str(communicator.rank)
-    path = folder / f"{communicator.rank}.csv"
-    path.write_text(f"a,y\n1,{communicator.rank}\n")
-    ddp_gd.load(path, "y")
+    own = folder / str(communicator.rank)
+    own.mkdir()
+    os.chdir(own)
+    Path("t.csv").write_text(f"a,y\n1,{communicator.rank}\n")
+    ddp_gd.load("t.csv", "y")
+
+
+def options(folder: Path) -> None:
+    """Each worker asks for something else."""
+    (folder / "t.csv").write_text("a,b,y\n1,2,3\n")
+    ddp_gd.load(folder / "t.csv", "y", features=["ab"[ddp_gd.rank()]])
 
 
 def peak(folder: Path) -> None:
@@ -87,7 +95,7 @@ def peak(folder: Path) -> None:
 if __name__ == "__main__":
     ddp_gd.init(os.environ.get("BACKEND", "auto"))
     np.seterr(all="raise")
-    if sys.argv[1] in ("differ", "peak"):
+    if sys.argv[1] in ("differ", "options", "peak"):
         globals()[sys.argv[1]](Path(sys.argv[2]))
     else:
         measure(Path(sys.argv[1]), Path(sys.argv[2]))
