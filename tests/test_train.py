@@ -363,7 +363,7 @@ BAD_FILES = {
         ),
         (
             "--data classes.csv --target b --loss sparse_categorical_crossentropy",
-            "needs class numbers 0, 1, 2, ... as targets, but classes.csv holds [0.5]",
+            "needs class numbers 0, 1, 2, ... as targets, but classes.csv holds 0.5",
         ),
     ],
 )
