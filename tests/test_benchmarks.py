@@ -22,19 +22,18 @@ ROOT = Path(__file__).parents[1]
 def test_a_small_benchmark(tmp_path: Path) -> None:
     """Every contender makes Keras's updates, and table, picture and numbers are written."""
     command = [sys.executable, "-m", "benchmarks.bench", "--out", str(tmp_path)]
-    command += ["--rounds", "1", "--steps", "16", "--workloads", "linear", "attention"]
-    command += ["--contenders", "keras", "keras_16", "ours_2", "horovod", "alone"]
+    command += ["--rounds", "1", "--steps", "16", "--workloads", "linear"]
+    command += ["--contenders", "keras", "ours_1", "horovod", "alone"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    contenders = {"keras", "keras_16", "ours_2", "horovod", "alone"}
+    contenders = {"keras", "ours_1", "horovod", "alone"}
     assert set(results["milliseconds_per_step"][0]) == contenders
     assert set(results["distance_to_keras"]) == contenders - {"alone"}
     assert all(d < 1e-3 for row in results["distance_to_keras"].values() for d in row.values())
-    assert set(results["memory_in_gradients"]) == {"default"}
-    assert "| ddp_gd, 2 workers |" in (tmp_path / "results.md").read_text()
+    assert "| ddp_gd, 1 process |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "results.png").stat().st_size > 10_000
 
 

@@ -20,10 +20,9 @@ _CONFORMANCE = str(Path(__file__).with_name("comm_conformance.py"))
 @pytest.mark.parametrize(
     ("backend", "launcher", "np"),
     [
-        ("single", "python", 1),
         ("auto", "python", 1),
         ("horovod", "horovodrun", 3),
-        ("auto", "mpirun", 4),
+        ("auto", "mpirun", 2),
         ("mpi", "mpirun", 3),
     ],
 )

@@ -403,7 +403,6 @@ def test_other_data_on_another_worker_are_refused(case, named, tmp_path):
     assert named in done.stderr.split("the workers were not given the same")[1]
 
 
-@pytest.mark.jobs
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """Training on ten times the rows takes less than 5 % more resident memory."""
     peaks = []

@@ -22,7 +22,6 @@ _WORKER = str(Path(__file__).with_name("runtime_worker.py"))
         ("auto", "horovodrun", "all"),
         ("auto", "mpirun", "1"),
         ("mpi", "mpirun", "0"),
-        ("mpi", "mpirun", "1"),
         ("mpi", "mpirun", "all"),
     ],
 )

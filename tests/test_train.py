@@ -127,7 +127,7 @@ def test_four_workers_have_the_losses_of_one(four_workers, command, folder):
 
 
 @pytest.mark.jobs
-@pytest.mark.parametrize("workers", [7])
+@pytest.mark.parametrize("workers", [5])
 def test_any_number_of_workers_has_the_losses_of_one(workers, command, folder):
     """A batch size that the number of workers doesn't divide gives one worker's losses."""
     arguments = ["--batch-size", 50, "--epochs", 20, "--seed", 1, "--out"]
