@@ -124,9 +124,9 @@ def test_classes_come_with_their_probability(trained, tmp_path):
 
 @pytest.mark.jobs
 def test_any_number_of_workers_writes_the_same_file(trained, tmp_path):
-    """Bit for bit, at 1, 2 and 3 workers, and with a batch size that divides nothing."""
+    """Bit for bit, at 1 and 3 workers, and with a batch size that divides nothing."""
     contents = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         out = tmp_path / f"{workers}.csv"
         argv = ["-m", "ddp_gd.predict", "--model", str(trained / "price" / "model.keras")]
         argv += ["--data", str(trained / "t.csv"), "--out", str(out), "--batch-size", "7"]
@@ -135,7 +135,7 @@ def test_any_number_of_workers_writes_the_same_file(trained, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("600 predictions") == 1
         contents.append(out.read_bytes())
-    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] == contents[1]
 
 
 def test_other_sources_and_columns(trained, tmp_path):

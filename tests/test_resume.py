@@ -109,7 +109,7 @@ def never_stopped() -> tuple:
     return ended
 
 
-@pytest.mark.parametrize("steps", range(1, STEPS * ENDS_AFTER + 1))
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, STEPS * ENDS_AFTER])
 def test_stopped_after_any_step(steps: int, tmp_path: Path, never_stopped: tuple) -> None:
     """Weights, optimizer, History and what callbacks remember go on as if nothing had been."""
     with pytest.raises(KeyboardInterrupt):
