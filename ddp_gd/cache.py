@@ -75,21 +75,17 @@ class Cache:
             if noted["identity"] == before:
                 yield str(noted["sha256"])
                 return
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb", buffering=0) as file:
-                while piece := file.read(_READ_BYTES):
-                    digest.update(piece)
-                    yield file.tell()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        digest: int | str = 0
+        for digest in hash_file(path):
+            if isinstance(digest, int):
+                yield digest
         if identity(path) != before:
             raise DataError(f"{path} changed while it was read: start again when it is complete")
         if time.time_ns() - max(before[2:4]) > _RACY:
             with contextlib.suppress(OSError):
                 _make_private(note.parent)
-                _write(note, {"identity": before, "sha256": digest.hexdigest()})
-        yield digest.hexdigest()
+                _write(note, {"identity": before, "sha256": digest})
+        yield digest
 
     def find(self, key: str) -> Path | None:
         """The folder of an entry, if it is there and whole; a damaged one is removed, loudly."""
@@ -144,7 +140,7 @@ class Cache:
             folder: from `begin`, with the files, which are on the disk.
             key: of the entry.
             record: what else is to be known of it.
-            files: of each file by name, the SHA-256 of its values, and the offset of the first.
+            files: of each file by name, what `ArrayWriter.close` returned.
 
         Returns:
             The entry's folder; another process may have made it in the meantime.
@@ -212,6 +208,19 @@ def read_record(entry: Path) -> dict[str, Any]:
 
 def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> Iterator[int | str]:
+    """Read a file; yields how many bytes have been read, and at last the SHA-256, hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+                yield file.tell()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    yield digest.hexdigest()
 
 
 def _values_sha256(path: Path, offset: int) -> str:

@@ -27,6 +27,7 @@ from .cache import (
     Cache,
     default_folder,
     default_limit,
+    hash_file,
     identity,
     read_record,
     remove_abandoned,
@@ -121,7 +122,7 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
     contents = []
     done = 0
     for path in source.paths:
-        for read in cache.digest(path) if use_cache else _digest(path):
+        for read in cache.digest(path) if use_cache else hash_file(path):
             if isinstance(read, str):
                 contents.append(read)
             else:
@@ -155,20 +156,6 @@ def prepare(request: Request, use_cache: bool = True) -> Iterator[float | Prepar
         shutil.rmtree(folder, ignore_errors=True)
         raise
     yield Prepared(folder, record | mapped, kept=use_cache)
-
-
-def _digest(path: Path) -> Iterator[int | str]:
-    digest = hashlib.sha256()
-    done = 0
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-                done += len(piece)
-                yield done
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    yield digest.hexdigest()
 
 
 def _key(source: Source, request: Request, contents: list[str]) -> str:
@@ -212,17 +199,15 @@ def _convert_arrays(
             name: (shape, dtype, arrayfiles.npz_blocks(path, name))
             for name, (shape, dtype) in arrayfiles.npz_arrays(path, request.targets_needed).items()
         }
-    elif source.kind == "npy":
-        opened = {n: arrayfiles.open_npy(path) for n, path in _npy_paths(source, request).items()}
+    else:
+        if source.kind == "npy":
+            found = _npy_paths(source, request).items()
+            opened = {name: arrayfiles.open_npy(path) for name, path in found}
+        else:
+            opened = _keras_arrays(*source.keras)
         arrays = {
             name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
             for name, a in opened.items()
-        }
-    else:
-        loaded = _keras_arrays(*source.keras)
-        arrays = {
-            name: (a.shape, a.dtype, arrayfiles.blocks_of(a, name, request.name))
-            for name, a in loaded.items()
         }
     # Arrays that can be mapped from where they are need no copy.
     copied = {

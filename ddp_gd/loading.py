@@ -235,10 +235,7 @@ class Training:
         take = self._reader(array, places)
         shift = some_value(take(slice(0, min(1000, self._count))))
         row_values = int(np.prod(array.shape[1:]))
-        cut = pieces(self._count, row_values)
-        rank, size = self._communicator.rank, self._communicator.size
-        start, stop = block(len(cut), size, rank)
-        mine = [measure(take, piece, row_values, shift) for piece in cut[start:stop]]
+        mine = [measure(take, p, row_values, shift) for p in self._own_pieces(row_values)]
         # (pieces, 3, columns)
         found = np.array([[m.count, m.mean, m.squares] for m in mine]).reshape(-1, 3, len(shift))
         found = self._gathered(found)
@@ -248,9 +245,7 @@ class Training:
         """Which categories occur in the training rows."""
         take = self._reader(array, None)
         seen = {place: np.zeros(width, np.int64) for place, width in widths.items()}
-        cut = pieces(self._count, array.shape[1])
-        start, stop = block(len(cut), self._communicator.size, self._communicator.rank)
-        for piece in cut[start:stop]:
+        for piece in self._own_pieces(array.shape[1]):
             values = take(piece)
             for place, found in seen.items():
                 found[np.unique(values[:, place]).astype(np.int64)] = 1
@@ -258,6 +253,12 @@ class Training:
         everyone = self._gathered(flat[None]).max(axis=0)
         ends = np.cumsum([len(found) for found in seen.values()])
         return dict(zip(seen, np.split(everyone, ends[:-1]), strict=True))
+
+    def _own_pieces(self, row_values: int) -> list[slice]:
+        """Those of the training rows' pieces that this worker looks at."""
+        cut = pieces(self._count, row_values)
+        start, stop = block(len(cut), self._communicator.size, self._communicator.rank)
+        return cut[start:stop]
 
     def _reader(
         self, array: np.ndarray, places: Sequence[int] | None

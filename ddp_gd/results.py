@@ -155,56 +155,53 @@ def write(
     Returns:
         The folder they are in.
     """
+    with _explained(setting.folder):
+        folder = _make(setting.folder)
+        with (folder / "history.csv").open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["epoch", *history])
+            for epoch, row in enumerate(zip(*history.values(), strict=True), start=1):
+                table.writerow([epoch, *map(repr, row)])
+        record = {
+            "config": dataclasses.asdict(setting.config),
+            "seed": setting.seed,
+            "workers": setting.communicator.size,
+            "backend": setting.communicator.name,
+            "rows": {
+                "training": setting.train_rows,
+                "validation": len(setting.dataset.features) - setting.train_rows,
+            },
+            "steps_per_epoch": setting.plan.steps,
+            "inter_op_threads": runtime.inter_op_threads(),
+            "what_the_bits_depend_on": bits.facts(),
+            "versions": {
+                "python": platform.python_version(),
+                **{
+                    name: metadata.version(name)
+                    for name in ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
+                },
+            },
+            "command": shlex.join(["python", "-m", "ddp_gd.train", *sys.argv[1:]]),
+            "final": final,
+            "fingerprint": fingerprint(model),
+        }
+        (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
+        report.draw_losses(history, folder / "loss.png", unit)
+        models.save(raw, folder / "model.keras", _about(setting, model))
+        return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say what to do where the results can't be written."""
     try:
-        return _write(setting, model, raw, history, final)
+        yield
     except OSError as error:
         raise ConfigError(
-            f"The results can't be written to {setting.folder} ({error}): make room there, or give "
+            f"The results can't be written to {folder} ({error}): make room there, or give "
             "another --out."
         ) from error
-
-
-def _write(
-    setting: Setting,
-    model: keras.Model,
-    raw: keras.Model,
-    history: Mapping[str, Sequence[float]],
-    final: Final,
-) -> Path:
-    folder = _make(setting.folder)
-    with (folder / "history.csv").open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["epoch", *history])
-        for epoch, row in enumerate(zip(*history.values(), strict=True), start=1):
-            table.writerow([epoch, *map(repr, row)])
-    record = {
-        "config": dataclasses.asdict(setting.config),
-        "seed": setting.seed,
-        "workers": setting.communicator.size,
-        "backend": setting.communicator.name,
-        "rows": {
-            "training": setting.train_rows,
-            "validation": len(setting.dataset.features) - setting.train_rows,
-        },
-        "steps_per_epoch": setting.plan.steps,
-        "inter_op_threads": runtime.inter_op_threads(),
-        "what_the_bits_depend_on": bits.facts(),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: metadata.version(name)
-                for name in ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
-            },
-        },
-        "command": shlex.join(["python", "-m", "ddp_gd.train", *sys.argv[1:]]),
-        "final": final,
-        "fingerprint": fingerprint(model),
-    }
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
-    report.draw_losses(history, folder / "loss.png", unit)
-    models.save(raw, folder / "model.keras", _about(setting, model))
-    return folder
 
 
 def _target(setting: Setting) -> str:
