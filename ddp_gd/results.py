@@ -19,12 +19,13 @@ from typing import Any
 
 import keras
 
-from . import bits, models, report, runtime
+from . import bits, models, runtime
 from .comm.base import Communicator
 from .config import TrainConfig
 from .data import Dataset
 from .errors import ConfigError
 from .plan import Plan
+from .plots.losses import draw_losses
 from .preprocessing import Preprocessing
 from .replicas import fingerprint
 
@@ -187,7 +188,7 @@ def write(
         }
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
-        report.draw_losses(history, folder / "loss.png", unit)
+        draw_losses(history, folder / "loss.png", unit)
         models.save(raw, folder / "model.keras", _about(setting, model))
         return folder
 

@@ -39,7 +39,7 @@ if (($#)); then
     check pytest "$@"
 else
     # Most tests keep one core busy; those that start jobs keep all of them.
-    check pytest -m "not jobs" --numprocesses 2 --dist loadfile
-    check pytest -m jobs
+    check pytest -m "not jobs and not cluster" --numprocesses 2 --dist loadfile
+    check pytest -m "jobs and not cluster"
 fi
 say "all checks passed"

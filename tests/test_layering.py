@@ -24,6 +24,7 @@ comm.attendance comm.environment
 comm.base
 comm.tensors comm.board
 comm
+plots
 comm.single comm.horovod comm.mpi
 watch
 runtime
@@ -39,7 +40,8 @@ hooks
 snapshot
 training prediction
 models
-report
+plots.style
+plots.losses
 results
 experiment inference
 command
@@ -54,7 +56,7 @@ MODULES = {
 ONLY_IN = {
     "horovod": {"comm.horovod"},
     "mpi4py": {"comm.mpi", "comm.board"},
-    "matplotlib": {"report"},
+    "matplotlib": {"plots.style", "plots.losses"},
 }
 LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 

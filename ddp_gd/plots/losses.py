@@ -1,12 +1,13 @@
-"""Pictures, drawn from saved numbers alone."""
+"""The loss of every epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.figure
 import matplotlib.ticker
+
+from . import style
 
 
 def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -> None:
@@ -17,20 +18,22 @@ def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -
         path: the picture; its suffix says which format.
         unit: what the vertical axis shows.
     """
-    figure = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = style.new_figure()
     axes = figure.subplots()
     epochs = range(1, len(history["loss"]) + 1)
     few = "o" if len(history["loss"]) < 20 else ""
-    # Told apart without colours too, in print or by colour-blind eyes.
-    axes.plot(epochs, history["loss"], color="#0072B2", marker=few, label="training")
+    axes.plot(epochs, history["loss"], color=style.BLUE, marker=few, label="training")
     if "val_loss" in history:
         axes.plot(
-            epochs, history["val_loss"], color="#D55E00", marker=few, ls="--", label="validation"
+            epochs,
+            history["val_loss"],
+            color=style.VERMILION,
+            marker=few,
+            ls="--",
+            label="validation",
         )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(unit)
     axes.set_ylim(bottom=min(0.0, *history["loss"], *history.get("val_loss", ())))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    style.finish(axes, "epoch", unit)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    style.save(figure, path)

@@ -1,6 +1,6 @@
 import pytest
 
-from ddp_gd.report import draw_losses
+from ddp_gd.plots.losses import draw_losses
 
 
 @pytest.mark.parametrize(

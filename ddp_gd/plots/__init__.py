@@ -1,0 +1,1 @@
+"""Pictures, drawn from saved numbers alone. Only this package imports matplotlib."""

@@ -1,0 +1,38 @@
+"""What all pictures share: colours and marks that colour-blind eyes tell apart, in print too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), dark ones first.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """An empty figure of so many inches, which lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def finish(axes: Axes, x: str, y: str) -> None:
+    """Label the axes, and draw a faint grid."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture; the suffix of `path` says in which format."""
+    figure.savefig(path, dpi=150)
