@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
-_ROOT = Path(__file__).parents[1]
+_TESTS = Path(__file__).parent
+_PATHS = (_TESTS.parent, _TESTS, _TESTS / "without")
 # What says "you are part of a job"; a test run may itself have been started by a launcher.
 _LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "MV2_", "HOROVOD_", "SLURM_")
 
@@ -22,7 +23,7 @@ def command(
     environ = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
     environ |= {
         "PATH": f"{_BIN}{os.pathsep}{environ.get('PATH', '')}",
-        "PYTHONPATH": f"{_ROOT}{os.pathsep}{environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, _PATHS), environ.get("PYTHONPATH")])),
         "PYTHONFAULTHANDLER": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from programs.behaviour import SCENARIOS
 
 pytestmark = pytest.mark.jobs
 
-TESTS = Path(__file__).parent
 # What the pieces of a step can get wrong in a job; `test_step.py` has every case in one process.
 CASES = [
     "loss_mean_with_sample_weight_weighted",
@@ -45,8 +43,7 @@ FEW = [
 
 
 def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    env = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    return jobs.run_job(np, ["-m", *argv], launcher, env, timeout=550)
+    return jobs.run_job(np, ["-m", *argv], launcher, timeout=550)
 
 
 @pytest.mark.parametrize(
