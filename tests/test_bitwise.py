@@ -64,11 +64,10 @@ def test_the_main_job_leaves_the_same_files(tmp_path):
     assert other[1] != alone[1]
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce(workers):
+def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce():
     """With one node of the tree each, a worker sends 2 (n - 1) / n gradients a step."""
     job = run_job(
-        workers,
+        4,
         [str(Path(PROGRAM).with_name("wire.py"))],
         launcher="mpirun",
         env={"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"},

@@ -103,4 +103,4 @@ def test_data_sets_and_predictions_in_a_job(tmp_path: Path) -> None:
         return json.loads(out.read_text())
 
     alone = left(1, "python", "single,bitwise")
-    assert left(3, "mpirun", "auto,bitwise") == alone
+    assert left(2, "mpirun", "auto,bitwise") == alone

@@ -69,23 +69,22 @@ def same_everywhere(folder: Path) -> None:
 
 def batches(_: Path) -> None:
     """Batches of one row, of fewer rows than workers, and of all rows train as Keras does."""
-    for batch_size in (1, 2, "full"):
-        for micro_batch_size in (None, 2):
+    for batch_size, micro_batch_size in ((1, None), (2, None), (2, 1), ("full", 2)):
+        model = network(optimizer="adam")
+        history = fit(
+            model, batch_size=batch_size, sample_weight=WEIGHTS,
+            micro_batch_size=micro_batch_size, epochs=2, validation_data=(X[:2], Y[:2]),
+        )  # fmt: skip
+        actual = compare.outcome(model, history)
+        if ddp_gd.rank() == 0:
             model = network(optimizer="adam")
-            history = fit(
-                model, batch_size=batch_size, sample_weight=WEIGHTS,
-                micro_batch_size=micro_batch_size, epochs=2, validation_data=(X[:2], Y[:2]),
+            rows = len(X) if batch_size == "full" else batch_size
+            history = model.fit(
+                X, Y, rows, sample_weight=WEIGHTS, epochs=2, shuffle=False, verbose=0,
+                validation_data=(X[:2], Y[:2]),
             )  # fmt: skip
-            actual = compare.outcome(model, history)
-            if ddp_gd.rank() == 0:
-                model = network(optimizer="adam")
-                rows = len(X) if batch_size == "full" else batch_size
-                history = model.fit(
-                    X, Y, rows, sample_weight=WEIGHTS, epochs=2, shuffle=False, verbose=0,
-                    validation_data=(X[:2], Y[:2]),
-                )  # fmt: skip
-                wrong = compare.differences(compare.outcome(model, history), actual)
-                assert wrong == [], (batch_size, micro_batch_size, wrong)
+            wrong = compare.differences(compare.outcome(model, history), actual)
+            assert wrong == [], (batch_size, micro_batch_size, wrong)
 
 
 def shuffling(_: Path) -> None:
