@@ -61,7 +61,7 @@ def test_three_lines_are_changed_and_the_training_is_keras_own(tmp_path: Path) -
 
 
 def test_mnist_is_the_same_to_the_last_bit_with_two_workers(tmp_path: Path) -> None:
-    """With --bitwise each line that mnist.py prints is the same alone and in a job, and it learns."""
+    """With --bitwise mnist.py prints the same alone and in a job, and it learns."""
     random = np.random.default_rng(0)
     for name, rows in (("train", 300), ("test", 100)):
         y = random.integers(0, 10, rows)
