@@ -215,6 +215,8 @@ def test_links_lead_somewhere(page: str) -> None:
     """Each file and heading that a page links to is there, and each picture."""
     for token in tokens(page):
         for child in token.children or []:
+            # A reference that is defined nowhere stays text.
+            assert child.type != "text" or not re.search(r"\]\[\w", child.content), child.content
             target = child.attrGet("href" if child.type == "link_open" else "src")
             if child.type in ("link_open", "image") and isinstance(target, str):
                 if re.match(r"https?://", target):
