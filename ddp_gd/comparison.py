@@ -28,6 +28,7 @@ _WORKERS = 4  # that a lone process stands for
 _SPLIT_SEED = 0
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a training that diverges is a result, too
 def run(config: ContrastConfig) -> None:
     """Train in every way as `config` says; rank 0 prints, and writes the results at the end.
 
@@ -54,14 +55,21 @@ def run(config: ContrastConfig) -> None:
     for seed in range(config.seeds):
         began = time.perf_counter()
         trained = schemes.train_all(setting, seed, weights, communicator, config.every)
-        first = first or trained
         if leader:
-            seeds.append(_measure(trained, trained["averaged"], setting, weights, validation))
+            if seed == 0:
+                trained["keras_in_one_process"] = schemes.keras_in_one_process(setting, weights)
+            seeds.append(
+                {
+                    name: measures.of_training(
+                        trajectory, trained["averaged"], setting, weights, validation
+                    )
+                    for name, trajectory in trained.items()
+                }
+            )
             print(f"seed {seed}: {time.perf_counter() - began:.1f} s", flush=True)
+        first = first or trained
     if not leader:
         return
-    keras_alone = schemes.independently(dataclasses.replace(setting, workers=1), 0, weights, [0])
-    alone = {"keras": Trajectory(setting.points, keras_alone)}
     of_a = first["averaged"].weights[0]
     record: dict[str, Any] = measures.finite(
         {
@@ -80,10 +88,7 @@ def run(config: ContrastConfig) -> None:
                 scheme.name: measures.summary(scheme, [seed[scheme.name] for seed in seeds])
                 for scheme in measures.all_schemes(setting, config.every)
             },
-            # (a) once more, by keras.Model.train_on_batch on whole global mini-batches.
-            "keras_in_one_process": _measure(
-                alone, first["averaged"], setting, weights, validation
-            )["keras"],
+            "keras_in_one_process": seeds[0]["keras_in_one_process"],
             "gradient_noise": measures.noise(
                 weights, {"initial weights": of_a[0], "after training (a)": of_a[-1]}, training
             ),
@@ -120,22 +125,6 @@ def _data() -> tuple[Rows, Rows]:
         Rows(x.transform(features[training]), y.transform(targets[training])),
         Rows(x.transform(features[validation]), y.transform(targets[validation])),
     )
-
-
-def _measure(
-    trained: Mapping[str, Trajectory],
-    averaged: Trajectory,
-    setting: Setting,
-    weights: Weights,
-    validation: Rows,
-) -> dict[str, Any]:
-    with np.errstate(all="ignore"):  # one that diverged is a result
-        return {
-            name: measures.of_training(
-                trajectory, averaged, setting, weights, setting.training, validation
-            )
-            for name, trajectory in trained.items()
-        }
 
 
 def _announce(
@@ -204,10 +193,6 @@ RMS over {record["gradient_noise"]["draws"]} random mini-batches, at the initial
     print()
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _updates(updates: list[int]) -> str:
     least, most = f"{min(updates):,}", f"{max(updates):,}"
     each = most if least == most else f"{least} to {most}"
@@ -216,12 +201,19 @@ def _updates(updates: list[int]) -> str:
 
 def _loss(spread: Mapping[str, Any]) -> str:
     if spread["mean"] is None:
-        return "diverged"
-    std = "" if spread["std"] is None else f" +- {spread['std']:.3f}"
-    return f"{spread['mean']:.3f}{std}"
+        values = np.array(spread["values"], float)
+        return f"{np.isnan(values).sum()} of {values.size} diverged"
+    std = "" if spread["std"] is None else f" +- {_number(spread['std'])}"
+    return f"{_number(spread['mean'])}{std}"
 
 
 def _percent(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
+    if spread is None or spread["mean"] is None:
         return "-"
-    return "diverged" if spread["mean"] is None else f"{100 * spread['mean']:.1f} %"
+    return f"{_number(100 * spread['mean'], 1)} %"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.2g}"

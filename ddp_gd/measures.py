@@ -67,7 +67,6 @@ def of_training(
     averaged: Trajectory,
     setting: Setting,
     weights: Weights,
-    training: Rows,
     validation: Rows,
 ) -> dict[str, Any]:
     """Losses at the ends of the epochs, and distances step by step, see `DISTANCES`.
@@ -77,17 +76,17 @@ def of_training(
         averaged: of (a), with the same seed.
         setting: of the trainings.
         weights: of a model that computes the losses.
-        training: the rows that were trained on.
-        validation: others.
+        validation: rows that were not trained on.
 
     Returns:
         `training_loss` and `validation_loss`, a list for each model; `step`, `workers_apart` (None
         where there is only one model) and `distance_to_a`.
     """
+    parts = setting.training, validation
     points = np.searchsorted(trajectory.steps, setting.epoch_ends)
     losses: dict[str, list[list[float]]] = {"training_loss": [], "validation_loss": []}
     for model in trajectory.weights:
-        curves = np.array([_losses(weights, model[p], training, validation) for p in points])
+        curves = np.array([_losses(weights, model[p], *parts) for p in points])
         for name, curve in zip(losses, curves.T, strict=True):
             losses[name].append(curve.tolist())
     of_a = averaged.weights[0, np.searchsorted(averaged.steps, trajectory.steps)]

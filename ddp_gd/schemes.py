@@ -29,7 +29,7 @@ from .plan import Plan
 from .shuffle import Order
 from .training import fit
 
-# Of this many points of a training the weights are kept, and of the end of every epoch.
+# After at most so many steps of a training the weights are kept, and after every epoch.
 _POINTS = 500
 
 
@@ -86,7 +86,9 @@ class Setting:
         model = models.build(
             "mlp", self.training.x.shape[1:], self.training.y.shape[-1], self.hidden
         )
-        model.compile(keras.optimizers.SGD(self.lr), keras.losses.MeanSquaredError())
+        # Named: Keras would number it, by how many a worker has made, and workers must agree.
+        optimizer = keras.optimizers.SGD(self.lr, name="sgd")
+        model.compile(optimizer, keras.losses.MeanSquaredError())
         return model
 
 
@@ -233,6 +235,12 @@ def independently(
             if stop in place:
                 kept[:, place[stop]] = now
     return kept
+
+
+def keras_in_one_process(setting: Setting, weights: Weights, seed: int = 0) -> Trajectory:
+    """Train (a) once more: `keras.Model.train_on_batch` on whole global mini-batches."""
+    alone = dataclasses.replace(setting, workers=1)
+    return Trajectory(setting.points, independently(alone, seed, weights, mine=[0]))
 
 
 def train_all(
