@@ -1,4 +1,4 @@
-"""What can be set on the command lines of `python -m ddp_gd.train` and `.predict`.
+"""What can be set on the command lines of `python -m ddp_gd.train`, `.predict` and `.contrast`.
 
 Each field is documented here and nowhere else: this text is what `--help` prints.
 """
@@ -195,6 +195,56 @@ class PredictConfig:
             raise ConfigError(f"--batch-size is {self.batch_size}; it must be at least 1.")
         if not self.out.lower().endswith((".csv", ".npy")):
             raise ConfigError(f"--out {self.out} must end in .csv or .npy.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastConfig:
+    """Show what batch_size is: the same data, model, learning rate and number of gradient
+    evaluations, trained (a) with one averaged update per global mini-batch, (b) with workers that
+    update independently, (c) the same with their weights averaged at the end or every few steps,
+    (d) with single-sample updates, (e) with the full batch.
+
+    Alone, `python -m ddp_gd.contrast` computes the workers of (b) and (c) one after the other;
+    `horovodrun -np N python -m ddp_gd.contrast` runs N of them. Data are the built-in `diabetes`,
+    the model is ddp_gd.train's `mlp`.
+    """
+
+    out: str | None = None
+    """Folder for contrast.png and contrast.json; it must be new or empty. Default: a new one under
+    runs/."""
+
+    workers: int | None = None
+    """Of (b) and (c), where this process is alone; default: 4. A job has its own number."""
+
+    batch_size: int = 32
+    """Rows of a global mini-batch of (a), (b) and (c); at least one for each worker."""
+
+    lr: float = 0.05
+    """Learning rate of every update, of all trainings."""
+
+    epochs: int = 10
+    """Passes over the training data, of all trainings."""
+
+    seeds: int = 5
+    """Train everything so many times, with the seeds 0, 1, 2, ... of initial weights and order of
+    rows."""
+
+    every: int = 10
+    """Of (c): steps between two averagings of the workers' weights."""
+
+    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    """How workers exchange gradients, as in ddp_gd.train."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "seeds", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{_option(name)} is {getattr(self, name)}; it must be at least 1."
+                )
+        if self.workers is not None and self.workers < 2:
+            raise ConfigError(f"--workers is {self.workers}; there must be 2 or more to contrast.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"--lr is {self.lr}; it must be a number above 0.")
 
 
 def _option(name: str) -> str:

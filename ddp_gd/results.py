@@ -67,7 +67,7 @@ class Setting:
 
 
 def new_folder(out: str | None) -> Path:
-    """Choose the folder for the results, which is made when there are some (`_make`).
+    """Choose the folder for the results, which is made when there are some (`make`).
 
     Raises:
         ConfigError: it holds something already, or could not be made.
@@ -92,7 +92,7 @@ def _numbered(folder: Path) -> Iterator[Path]:
         yield folder.with_name(f"{folder.name}-{number}")
 
 
-def _make(chosen: Path) -> Path:
+def make(chosen: Path) -> Path:
     """Make the folder, or the next free one: another run may have taken it in the meantime."""
     for folder in _numbered(chosen):
         with contextlib.suppress(FileExistsError):
@@ -156,8 +156,8 @@ def write(
     Returns:
         The folder they are in.
     """
-    with _explained(setting.folder):
-        folder = _make(setting.folder)
+    with explained(setting.folder):
+        folder = make(setting.folder)
         with (folder / "history.csv").open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["epoch", *history])
@@ -175,13 +175,7 @@ def write(
             "steps_per_epoch": setting.plan.steps,
             "inter_op_threads": runtime.inter_op_threads(),
             "what_the_bits_depend_on": bits.facts(),
-            "versions": {
-                "python": platform.python_version(),
-                **{
-                    name: metadata.version(name)
-                    for name in ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
-                },
-            },
+            "versions": versions(),
             "command": shlex.join(["python", "-m", "ddp_gd.train", *sys.argv[1:]]),
             "final": final,
             "fingerprint": fingerprint(model),
@@ -194,7 +188,7 @@ def write(
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Say what to do where the results can't be written."""
     try:
         yield
@@ -203,6 +197,12 @@ def _explained(folder: Path) -> Iterator[None]:
             f"The results can't be written to {folder} ({error}): make room there, or give "
             "another --out."
         ) from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes the results, by name."""
+    names = ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
 
 
 def _target(setting: Setting) -> str:

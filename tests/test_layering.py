@@ -31,7 +31,7 @@ runtime
 arrays shuffle loading
 items rows
 batches
-losses state reduction
+losses state reduction gradientnoise
 step
 loop
 replicas
@@ -40,10 +40,12 @@ hooks
 snapshot
 training prediction
 models
+schemes
+measures
 plots.style
-plots.losses
+plots.losses plots.contrast
 results
-experiment inference
+experiment inference comparison
 command
 contrast verify study
 train predict
@@ -56,7 +58,7 @@ MODULES = {
 ONLY_IN = {
     "horovod": {"comm.horovod"},
     "mpi4py": {"comm.mpi", "comm.board"},
-    "matplotlib": {"plots.style", "plots.losses"},
+    "matplotlib": {"plots.style", "plots.losses", "plots.contrast"},
 }
 LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 
