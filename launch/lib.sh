@@ -96,7 +96,7 @@ on_signal() { # on_signal <name> <number>
         # mpirun hands SIGUSR1 on at once. SIGTERM it takes as the order to end its workers, which
         # then have a second. horovodrun and the shell between them would die of SIGUSR1.
         for stat in /proc/[0-9]*/stat; do
-            if [[ $(cat "$stat" 2>/dev/null || true) =~ ^([0-9]+)\ \((mpirun|orterun|prterun|mpiexec)\)\ .\ [0-9]+\ $job\  ]]; then
+            if [[ $(cat "$stat" 2>/dev/null || true) =~ ^([0-9]+)\ \((mpirun|mpiexec|orterun|prterun)[^\)]*\)\ .\ [0-9]+\ $job\  ]]; then
                 pids+=("${BASH_REMATCH[1]}")
             fi
         done
@@ -107,23 +107,30 @@ on_signal() { # on_signal <name> <number>
     kill "-$1" -- "-$job" 2>/dev/null || true
 }
 
+job_settings=() # what set_default exported, for --dry-run
+
+set_default() { # set_default <name> <value>: export it, unless the user's environment has another
+    export "$1=${!1-$2}"
+    job_settings+=("$1")
+}
+
 # Settings that a user's own environment overrides.
 export_job_settings() {
     # A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
     # from the computation of its own worker.
-    export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle-1}
+    set_default OMPI_MCA_mpi_yield_when_idle 1
     # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
-    export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe-1}
-    export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT-1}
-    export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM-1}
+    set_default OMPI_MCA_rmaps_base_oversubscribe 1
+    set_default OMPI_ALLOW_RUN_AS_ROOT 1
+    set_default OMPI_ALLOW_RUN_AS_ROOT_CONFIRM 1
     # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
     if ! command -v ssh >/dev/null && ! command -v rsh >/dev/null; then
-        export OMPI_MCA_plm=${OMPI_MCA_plm-isolated}
+        set_default OMPI_MCA_plm isolated
     fi
     # PyPI's Open MPI learns from mpirun where its files are; a process without mpirun, from here.
-    if [[ -x $venv/bin/mpicxx ]]; then
-        export OPAL_PREFIX=${OPAL_PREFIX-$venv}
+    if [[ -x $venv/bin/mpicxx && $(command -v mpirun) == "$venv/bin/mpirun" ]]; then
+        set_default OPAL_PREFIX "$venv"
     fi
     # Every process, horovodrun itself included, otherwise opens with more lines about the CPU.
-    export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL-2}
+    set_default TF_CPP_MIN_LOG_LEVEL 2
 }
