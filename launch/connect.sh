@@ -19,6 +19,9 @@ status=$?
 if ((status == 255)); then # ssh's own: no connection, or lost
     sleep 5
     read -r _ _ _ parent _ <"/proc/$$/stat"
-    ((parent != mpirun)) || kill -KILL "$mpirun"
+    if ((parent == mpirun)); then
+        echo "connect.sh: ssh lost a host of this job, and mpirun waits for it; ending mpirun" >&2
+        kill -KILL "$mpirun"
+    fi
 fi
 exit "$status"

@@ -142,24 +142,22 @@ elif ! horovod_is_installed; then
     say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
     backend=(--backend mpi)
 fi
-for name in "${!DDP_GD_@}" "${!HOROVOD_@}" "${!KERAS_@}" "${!MPI4PY_@}" "${!OMP_@}" "${!PYTHON@}" "${!TF_@}" "${!XLA_@}"; do
-    variables+=("$name")
-done
-[[ ! -v LD_LIBRARY_PATH ]] || variables+=(LD_LIBRARY_PATH)
 
-# Sets hosts_now, network and interface_now to what the hosts that can take part tell.
+# Sets hosts_now, others, network and interface_now to what the hosts that can take part tell.
 ask_hosts() { # ask_hosts [--leave-out]
     local answer
     answer=$(python "$repo_root/launch/preflight.py" "$@" "$repo_root" "$venv" "${hosts[@]}") || exit
-    { read -r hosts_now && read -r network && read -r interface_now; } <<<"$answer" || true
-    if [[ -n $interface ]]; then
+    { read -r hosts_now && read -r others && read -r network && read -r interface_now; } <<<"$answer" || true
+    if ((others)) && [[ -n $interface ]]; then
         network=$interface interface_now=$interface
-    elif [[ -z $network && $hosts_now == *,* ]]; then
+    elif ((others)) && [[ -z $network ]]; then
+        [[ $launcher != horovodrun ]] ||
+            die "can't tell the network between the hosts, and horovodrun needs it: give --interface."
         say "can't tell the network between the hosts, so MPI tries all; --interface chooses one"
     fi
 }
 
-hosts_now='' network='' interface_now=''
+hosts_now='' others=0 network='' interface_now=''
 if ((${#hosts[@]})); then
     for path in "$repo_root" "$venv" "$mpi_prefix"; do
         [[ $path =~ ^[A-Za-z0-9_./+@=-]*$ ]] ||
@@ -170,9 +168,11 @@ if ((${#hosts[@]})); then
 else
     export_mpi_settings one ''
 fi
-if [[ $launcher == horovodrun && $hosts_now == *,* && -z $network ]]; then
-    die "--launcher horovodrun needs --interface here."
-fi
+
+for name in "${!DDP_GD_@}" "${!FI_@}" "${!HOROVOD_@}" "${!KERAS_@}" "${!MPI4PY_@}" "${!OMP_@}" "${!PYTHON@}" "${!TF_@}" "${!UCX_@}" "${!XLA_@}"; do
+    variables+=("$name")
+done
+[[ ! -v LD_LIBRARY_PATH ]] || variables+=(LD_LIBRARY_PATH)
 
 # ---------------------------------------------------------------- start, and start again
 
@@ -198,6 +198,10 @@ if [[ -z $logs ]]; then
 fi
 [[ $logs == /* ]] || logs=$PWD/$logs
 
+shell_word() { # print it as a shell reads it back
+    if [[ $1 =~ ^[A-Za-z0-9_./:,=@%+-]+$ ]]; then printf '%s\n' "$1"; else printf '%q\n' "$1"; fi
+}
+
 failures=0
 while true; do
     now=$workers
@@ -221,14 +225,16 @@ while true; do
     if [[ $dry_run == true ]]; then
         echo env
         for name in PATH VIRTUAL_ENV "${job_settings[@]}"; do
-            printf '%s=%q\n' "$name" "${!name}"
+            shell_word "$name=${!name}"
         done
-        printf '%q\n' "${command[@]}"
+        for word in "${command[@]}"; do
+            shell_word "$word"
+        done
         exit 0
     fi
     before=$( ((restarts)) && newest || true)
     run_family "${command[@]}"
-    ((!job_signal)) || exit "$job_status"
+    ((! job_signal)) || exit "$job_status"
     case $job_status in
         0 | 2 | 130 | 143) exit "$job_status" ;; # done, wrong arguments, asked to stop
     esac

@@ -91,7 +91,7 @@ run_family() {
 
 on_signal() { # on_signal <name> <number>
     local stat pids=()
-    if ((!job_signal)); then
+    if ((! job_signal)); then
         job_signal=$2
         # mpirun hands SIGUSR1 on at once. SIGTERM it takes as the order to end its workers, which
         # then have a second. horovodrun and the shell between them would die of SIGUSR1.
@@ -101,7 +101,7 @@ on_signal() { # on_signal <name> <number>
             fi
         done
         if ((${#pids[@]})) && kill -USR1 "${pids[@]}" 2>/dev/null; then
-            return
+            return 0 # a bare `return` from a trap repeats what `wait` returned, and ends the script
         fi
     fi
     kill "-$1" -- "-$job" 2>/dev/null || true

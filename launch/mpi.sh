@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # One job in the words of each MPI: Open MPI 4, Open MPI 5 (and what follows), MPICH. Sourced by
-# cpu_mpi.sh.
+# cpu_mpi.sh, after lib.sh.
+: "${repo_root:?}"
 
 # Sets mpi to open-mpi-4, open-mpi-5 or mpich, and mpi_prefix to where it lies, if that isn't where
 # a shell on another host looks by itself.
@@ -37,6 +38,10 @@ export_mpi_settings() { # export_mpi_settings <one host, or several> <network or
             else
                 set_default PRTE_MCA_plm_ssh_agent "$repo_root/launch/connect.sh"
             fi
+            ;;
+        mpich)
+            # At the end UCX warns of workers' reports to each other that nobody needed any more.
+            set_default UCX_LOG_LEVEL error
             ;;
     esac
     if [[ -n $2 && $mpi != mpich ]]; then
@@ -81,12 +86,12 @@ mpirun_words() {
 }
 
 # The same for horovodrun, which passes the whole environment and binds nothing by itself.
-horovodrun_words() { # horovodrun_words <workers> <hosts> <network>
+horovodrun_words() { # horovodrun_words <workers> <hosts> <network; empty where all is on this host>
     # It would have Open MPI put the rank before each line. This option goes through a shell.
     local mpi_words='--mca orte_tag_output 0'
-    [[ -z $2 || -z $mpi_prefix ]] || mpi_words+=" --prefix $(printf %q "$mpi_prefix")"
+    [[ -z $3 || -z $mpi_prefix ]] || mpi_words+=" --prefix $(printf %q "$mpi_prefix")"
     start=(horovodrun -np "$1" "--mpi-args=$mpi_words")
-    if [[ -n $2 ]]; then
+    if [[ -n $3 ]]; then
         # Without a network horovodrun finds one, by servers on all hosts; its cache of what it found
         # an hour ago is of no use here.
         start+=(-H "$2" --disable-cache --network-interfaces "$3")

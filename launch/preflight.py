@@ -2,9 +2,10 @@
 
     python preflight.py [--leave-out] ROOT ENVIRONMENT HOST:WORKERS ...
 
-Prints three lines, for cpu_mpi.sh: the hosts that can take part, the networks (CIDR) over which
-they reach each other, and that network's interface if it has one name everywhere. Exit status 2: a
-host doesn't answer, or differs from this one; with --leave-out those are left out.
+Prints four lines, for cpu_mpi.sh: the hosts that can take part; how many of them are not this one;
+the networks (CIDR) over which they reach each other; the interface there, if it has one name
+everywhere. Exit status 2: a host doesn't answer, or differs from this one; with --leave-out those
+are left out.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main() -> int:
         _say("nothing was started. Every host needs the same checkout and set-up at the same path.")
         return 2
     print(",".join(f"{host}:{hosts[host]}" for host in reports))
-    networks, interfaces = _networks(here, [r for h, r in reports.items() if not _is_here(h)])
+    others = [report for host, report in reports.items() if not _is_here(host)]
+    print(len(others))
+    networks, interfaces = _networks(here, others)
     print(",".join(networks))
     print(interfaces[0] if len(interfaces) == 1 else "")
     return 0
@@ -90,7 +93,7 @@ def _ask(host: str, program: str, here: dict[str, Any]) -> dict[str, Any] | _Pro
         done = subprocess.run(
             [*_SSH, host, "sh"], input=program, capture_output=True, text=True, timeout=_SECONDS
         )
-        return _report(done)
+        return _report(done, host)
     except subprocess.TimeoutExpired:
         return _Problem(f"has not answered within {_SECONDS} s.")
     except FileNotFoundError:
@@ -99,7 +102,7 @@ def _ask(host: str, program: str, here: dict[str, Any]) -> dict[str, Any] | _Pro
         return problem
 
 
-def _report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def _report(done: subprocess.CompletedProcess[str], host: str = "") -> dict[str, Any]:
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(_MARK):
             report: dict[str, Any] = json.loads(line.removeprefix(_MARK))
@@ -107,7 +110,7 @@ def _report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     raise _Problem(
         {
-            255: f"can't be reached by ssh: {last}. `ssh HOST true` must work without a password.",
+            255: f"can't be reached: {last}. `ssh {host} true` must work without a password.",
             _NO_CHECKOUT: "has no checkout of ddp_gd at the path that it has here.",
             _NO_ENVIRONMENT: "has no environment at the path that it has here: run "
             "launch/setup.sh there.",
