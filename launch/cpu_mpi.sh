@@ -217,11 +217,12 @@ while true; do
     else
         mpirun_words "$now" "$hosts_now" "$interface_now" "${variables[@]}"
     fi
-    command=("${start[@]}" bash "$repo_root/launch/worker.sh" "$logs" python -m ddp_gd.train
-        "${chosen_out[@]}" "${arguments[@]}" "${backend[@]}")
+    go_on=()
     if ((failures)) && [[ ${#resume[@]} == 0 ]]; then
-        command+=(--resume)
+        go_on=(--resume)
     fi
+    through_mpi "$logs" "${chosen_out[@]}" "${arguments[@]}" "${backend[@]}" "${go_on[@]}"
+    command=("${start[@]}" "${program[@]}")
     if [[ $dry_run == true ]]; then
         echo env
         for name in PATH VIRTUAL_ENV "${job_settings[@]}"; do

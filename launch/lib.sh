@@ -59,6 +59,18 @@ horovod_is_installed() {
     python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("horovod"))'
 }
 
+# Sets program to what mpirun is to start for the training with these arguments: worker.sh, which
+# undoes what is done here.
+through_mpi() { # through_mpi <folder of the logs, or ''> <training arguments ...>
+    local word
+    program=(bash "$repo_root/launch/worker.sh" "$1" python -m ddp_gd.train)
+    shift
+    for word in "$@"; do
+        [[ ! $word =~ ^\+*:$ ]] || word=+$word
+        program+=("$word")
+    done
+}
+
 # Run a command that starts children and does not pass signals on. Sets job_status, its exit status,
 # or 128 + the number of the signal that ended it. The first signal asks the workers to save
 # and stop, the second one ends them.

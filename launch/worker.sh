@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
 # Usage: worker.sh FOLDER COMMAND ...
 #
-# Runs one worker, and keeps what it prints in FOLDER/rank-N.log too. Started by cpu_mpi.sh, once for
-# each worker: Open MPI 4, Open MPI 5 and MPICH each write logs in another way, and MPICH's then
-# lack on the terminal.
+# Runs one worker, and keeps what it prints in FOLDER/rank-N.log too; without a name for FOLDER, only
+# runs it. The launch scripts start it, once for each worker: Open MPI 4, Open MPI 5 and MPICH each
+# write logs in another way, and MPICH's then lack on the terminal. And an argument `:` is to mpirun
+# the end of one program and the beginning of another: through_mpi in lib.sh puts a + before it, which
+# is taken away here.
 set -euo pipefail
 
-rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
-log=$1/rank-$rank.log
+folder=$1
 shift
+command=()
+for word in "$@"; do
+    [[ ! $word =~ ^\++:$ ]] || word=${word#+}
+    command+=("$word")
+done
+[[ -n $folder ]] || exec "${command[@]}"
+
+rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
+log=$folder/rank-$rank.log
 if ! { mkdir -p "${log%/*}" && : >>"$log"; }; then
     echo "worker.sh: rank $rank on $(hostname) can't write $log; give --logs another folder." >&2
     exit 2
@@ -18,4 +28,4 @@ keep() {
     trap '' HUP INT USR1 USR2 TERM
     exec tee -a "$log"
 }
-exec "$@" > >(keep) 2> >(keep >&2)
+exec "${command[@]}" > >(keep) 2> >(keep >&2)

@@ -6,11 +6,13 @@ addresses live as long as the processes in them, and those die with the process 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,38 +73,62 @@ class Host:
     first: int
     _unshare: subprocess.Popen = field(repr=False)
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """What runs `argv` on this host, in the directory of the caller."""
-        inside = ["nsenter", "--target", str(self.first), "--all", f"--wd={os.getcwd()}"]
+    def command(self, argv: Sequence[str], cwd: Path | str = "/") -> list[str]:
+        """What runs `argv` on this host."""
+        inside = ["nsenter", "--target", str(self.first), "--all", f"--wd={cwd}"]
         return [*inside, "--", *argv]
 
     def run(
-        self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = 150
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str = "/",
+        timeout: float = 150,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on this host and return what it printed."""
         return subprocess.run(
-            self.command(argv), env=env, capture_output=True, text=True, timeout=timeout
+            self.command(argv, cwd),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
-    def processes(self, word: str) -> list[str]:
-        """The command lines on this host that contain `word`."""
-        found = self.run("ps", "-eo", "args").stdout.splitlines()
-        return [line for line in found if word in line]
+    def processes(self) -> list[str]:
+        """The command lines of what runs on this host, but for sshd and what started it."""
+        found = self.run("ps", "-eo", "pid=,args=").stdout.splitlines()
+        ours = [line.split(maxsplit=1) for line in found]
+        return [args for pid, args in ours if pid != "1" and not args.startswith(("sshd:", "ps "))]
+
+    @contextlib.contextmanager
+    def covered(self, path: Path, with_what: Path) -> Iterator[None]:
+        """Let another file or folder be seen at `path`, on this host alone."""
+        assert self.run("mount", "--bind", str(with_what), str(path)).returncode == 0
+        try:
+            yield
+        finally:
+            assert self.run("umount", str(path)).returncode == 0
 
 
 class Cluster:
     """Hosts at one switch.
 
     Args:
-        names: of the hosts.
+        count: how many.
         folder: for keys and settings.
+
+    Attributes:
+        hosts: in the order of their addresses.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
+    def __init__(self, count: int, folder: Path) -> None:
+        # Launchers keep files named after the host in /tmp, which the hosts share.
+        names = [f"host{n}-{os.getpid()}" for n in range(1, count + 1)]
         self._switch, self._switch_process = _start(
             ["--net"], ["sh", "-c", "echo ready; exec sleep infinity"]
         )
-        self.hosts: dict[str, Host] = {}
+        self.hosts: list[Host] = []
         try:
             self._in_switch("link", "add", "switch", "type", "bridge")
             self._in_switch("link", "set", "switch", "up")
@@ -111,36 +137,41 @@ class Cluster:
             kinds = ["--net", "--uts", "--ipc", "--mount", "--pid", "--mount-proc"]
             for name, address in addresses.items():
                 first, process = _start(kinds, ["sh", "-c", _BOOT, "sh", name, str(folder)])
-                self.hosts[name] = Host(name, address, first, process)
-                self._connect(self.hosts[name])
-            for host in self.hosts.values():
-                _wait_for_ssh(next(iter(self.hosts.values())), host.name)
+                self.hosts.append(Host(name, address, first, process))
+                self._connect(self.hosts[-1], f"port{len(self.hosts)}")
+            for host in self.hosts:
+                _wait_for_ssh(self.hosts[0], host.name)
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, host: Host) -> None:
+    def _connect(self, host: Host, port: str) -> None:
         peer = ["peer", "name", "eth0", "netns", str(host.first)]
-        self._in_switch("link", "add", host.name, "type", "veth", *peer)
-        self._in_switch("link", "set", host.name, "master", "switch", "up")
+        self._in_switch("link", "add", port, "type", "veth", *peer)
+        self._in_switch("link", "set", port, "master", "switch", "up")
         for words in (["addr", "add", f"{host.address}/24"], ["link", "set", "up"]):
             _ip(host.first, *words, "dev", "eth0")
 
-    def unplug(self, name: str) -> None:
-        """Cut a host off from the others."""
-        self._in_switch("link", "set", name, "down")
-
-    def plug_in(self, name: str) -> None:
-        """Connect it again."""
-        self._in_switch("link", "set", name, "up")
+    @contextlib.contextmanager
+    def unplugged(self, host: Host) -> Iterator[None]:
+        """Cut a host off from the others, for a while."""
+        port = f"port{self.hosts.index(host) + 1}"
+        self._in_switch("link", "set", port, "down")
+        try:
+            yield
+        finally:
+            self._in_switch("link", "set", port, "up")
 
     def close(self) -> None:
         """End every process of every host; nothing is left."""
-        for process in [*(host._unshare for host in self.hosts.values()), self._switch_process]:
+        for process in [*(host._unshare for host in self.hosts), self._switch_process]:
             process.kill()
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+        for host in self.hosts:  # what a launcher that was killed leaves
+            for left in Path(tempfile.gettempdir()).glob(f"*.{host.name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _in_switch(self, *words: str) -> None:
         _ip(self._switch, *words)
