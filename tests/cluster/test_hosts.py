@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from hosts import NETWORK, Cluster
 from hostile import ARGUMENTS
+from hosts import NETWORK, Cluster
+from jobs import run_job
 
 pytestmark = pytest.mark.cluster
 
@@ -67,7 +68,7 @@ def names(cluster: Cluster, count: int) -> str:
 
 def fingerprint(output: str) -> str:
     """The one that a training printed."""
-    found = re.findall(r"^fingerprint: (\w{64})$", output, re.MULTILINE)
+    found = re.findall(r"fingerprint: (\w{64})", output)
     assert len(found) == 1, output
     return found[0]
 
@@ -113,6 +114,19 @@ def test_same_bits_as_on_one_host(
     logs = {log.name: log.read_text() for log in (out / "logs").iterdir()}
     assert sorted(logs) == [f"rank-{rank}.log" for rank in range(hosts)]
     assert fingerprint(logs["rank-0.log"]) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["horovodrun", "mpirun", "cpu_mpi.sh"])
+def test_same_bits_with_four_workers(undisturbed: str, tmp_path: Path, name: str) -> None:
+    """On one host, without the scripts and with: the fingerprint of one process."""
+    training = [*TRAINING, "--out", str(tmp_path / "out")]
+    if name == "cpu_mpi.sh":
+        command = ["bash", CPU_MPI, "-np", "4", *training]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    else:
+        done = run_job(4, ["-m", "ddp_gd.train", *training], name, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(done.stdout) == undisturbed
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
