@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +75,8 @@ class Host:
     def command(self, argv: Sequence[str], cwd: Path | str = "/") -> list[str]:
         """What runs `argv` on this host."""
         inside = ["nsenter", "--target", str(self.first), "--all", f"--wd={cwd}"]
-        return [*inside, "--", *argv]
+        # The hosts share /tmp, where launchers keep files named by numbers of processes.
+        return [*inside, "--", "env", "TMPDIR=/run", *argv]
 
     def run(
         self,
@@ -123,8 +123,7 @@ class Cluster:
     """
 
     def __init__(self, count: int, folder: Path) -> None:
-        # Launchers keep files named after the host in /tmp, which the hosts share.
-        names = [f"host{n}-{os.getpid()}" for n in range(1, count + 1)]
+        names = [f"host{n}" for n in range(1, count + 1)]
         self._switch, self._switch_process = _start(
             ["--net"], ["sh", "-c", "echo ready; exec sleep infinity"]
         )
@@ -169,9 +168,6 @@ class Cluster:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
-        for host in self.hosts:  # what a launcher that was killed leaves
-            for left in Path(tempfile.gettempdir()).glob(f"*.{host.name}.*"):
-                shutil.rmtree(left, ignore_errors=True)
 
     def _in_switch(self, *words: str) -> None:
         _ip(self._switch, *words)
@@ -216,6 +212,7 @@ def _settings(folder: Path, addresses: Mapping[str, str]) -> None:
         "HostKey /etc/ssh/host_key\nAuthorizedKeysFile /etc/ssh/authorized_keys\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
         "PermitRootLogin prohibit-password\nStrictModes no\nPidFile none\n"
+        "SetEnv TMPDIR=/run\n"
     )
 
 
