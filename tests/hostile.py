@@ -1,0 +1,35 @@
+"""Arguments that a careless script would change on their way."""
+
+from __future__ import annotations
+
+import random
+
+_PIECES = [
+    *" \t\n\r'\"\\$`*?~!#&;|<>(){}[]^%=,:@-",
+    "$(id)",
+    "`id`",
+    "${HOME}",
+    "$'\\n'",
+    "%s",
+    "--",
+    "-x",
+    "-np",
+    "word",
+    "é",
+    "日本",
+    "😀",
+    "\x01",
+    "\x7f",
+    "\u2028",
+]
+
+
+def _arguments(count: int) -> list[str]:
+    draw = random.Random(0)
+    # Each piece by itself, an empty one, and what the launch scripts themselves understand.
+    fixed = ["a b", "", *_PIECES, "--hosts", "--help", "-h", "--dry-run", "--lr=1e-3", "a" * 500]
+    mixed = ["".join(draw.choices(_PIECES, k=draw.randint(1, 8))) for _ in range(count)]
+    return [*fixed, *mixed][:count]
+
+
+ARGUMENTS = _arguments(1000)
