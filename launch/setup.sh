@@ -114,8 +114,8 @@ PYTHON
     echo "mpi $(describe_mpi)"
     echo "compiler ${compiler%%$'\n'*}"
     if $gpu && [[ -n $cuda_home ]]; then
-        "$cuda_home/bin/nvcc" --version 2>/dev/null | tail -n 1
         echo "gpu with CUDA in $cuda_home"
+        echo "compiler $("$cuda_home/bin/nvcc" --version 2>/dev/null | tail -n 1)"
     elif $gpu; then
         echo "gpu with ${cuda_requirements[*]} for $cuda_capabilities"
     fi
@@ -134,12 +134,15 @@ describe_setup() {
 
 horovod_is_here() { compgen -G "$venv/lib/python*/site-packages/horovod/tensorflow/mpi_lib*.so" >/dev/null; }
 
+without_compiler() { grep -v '^compiler '; }
+
 is_current() { # is_current: the stamp fits, and so does the state of Horovod that it tells
     [[ -x $venv/bin/python && -f $stamp ]] || return 1
     local found expected
     found=$(<"$stamp")
     expected=$(describe_setup)
-    if [[ $found == "$expected"$'\nhorovod works' ]]; then
+    # What is built needs no compiler any more: images and nodes of a cluster have none.
+    if [[ $(without_compiler <<<"$found") == "$(without_compiler <<<"$expected")"$'\nhorovod works' ]]; then
         horovod_is_here
     else
         $check_only && ! $require_horovod && [[ $found == "$expected"$'\nhorovod is missing' ]]
