@@ -32,7 +32,8 @@ mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t proc proc "$root/proc"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-touch "$root/run/certificates" && mount --bind /etc/ssl/certs/ca-certificates.crt "$root/run/certificates"
+touch "$root/run/certificates"
+mount --bind /etc/ssl/certs/ca-certificates.crt "$root/run/certificates"
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
 echo "127.0.0.1 localhost $(hostname) worker" >"$root/etc/hosts"
 exec chroot "$root" "$@"
@@ -180,6 +181,7 @@ def try_out(stage: Stage) -> None:
 
 
 def main() -> None:
+    """Build the image in a folder, and try it."""
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         sys.exit("This needs root and debootstrap (Debian: apt-get install debootstrap).")
     with tempfile.TemporaryDirectory(prefix="ddp_gd-image-") as made:

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch under a Slurm of two nodes, both on this machine: `bash launch/test_cluster.sh`."""
+"""launch/slurm.sbatch under a Slurm of two nodes, both on this machine (launch/test_cluster.sh)."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ class Slurm:
 
 
 def fingerprint_in(output: str) -> str:
+    """The one that a training prints."""
     [found] = re.findall(r"^fingerprint: (\w+)$", output, re.MULTILINE)
     return found
 
@@ -208,6 +209,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
+    """End a service, and what it started if it does not."""
     process.terminate()
     try:
         process.wait(20)
@@ -226,6 +228,7 @@ def expected() -> str:
 
 
 def saves(folder: Path) -> list[Path]:
+    """The checkpoints, oldest first."""
     return sorted(folder.glob("step-*.safetensors"))
 
 
