@@ -9,7 +9,7 @@
 # that finds nothing to do well under a second.
 #
 #   --gpu              NVIDIA's libraries for TensorFlow, and Horovod with NCCL, for launch/multi_gpu.sh
-#                      (3 GB more to download). No GPU is needed for the set-up. An environment that
+#                      (2.8 GB more to download). No GPU is needed for the set-up. An environment that
 #                      was set up so stays so
 #   --cuda FOLDER      the CUDA toolkit to compile with, 12 or newer, such as /usr/local/cuda-12.9.
 #                      Without it PyPI's of CUDA 13, whose programs need driver 580 or newer
@@ -213,7 +213,7 @@ pip install "${build_requirements[@]}" ||
 # Without isolation: the build tools are there already, and pinned.
 extras="test"
 if $gpu; then
-    say "with --gpu: NVIDIA's libraries, 4 GB more to download"
+    say "with --gpu: NVIDIA's libraries, 2.8 GB more to download"
     extras+=,gpu
 fi
 pip install --no-build-isolation --editable "${repo_root}[$extras]" ||
