@@ -1,4 +1,4 @@
-"""launch/kubernetes/mpijob.yaml against the schema that the Kubernetes API server checks it with."""
+"""launch/kubernetes/mpijob.yaml against the schema that Kubernetes checks it with."""
 
 from __future__ import annotations
 

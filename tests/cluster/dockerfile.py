@@ -36,7 +36,7 @@ touch "$root/run/certificates"
 mount --bind /etc/ssl/certs/ca-certificates.crt "$root/run/certificates"
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
 echo "127.0.0.1 localhost $(hostname) worker" >"$root/etc/hosts"
-exec chroot "$root" "$@"
+exec /usr/sbin/chroot "$root" "$@"
 """
 AS_THE_MANIFEST = (
     *("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"),

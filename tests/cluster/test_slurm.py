@@ -64,8 +64,12 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 # With shared memory and a host name of its own a node is a host of its own for MPI.
 NODE = 'mount -t tmpfs tmpfs /dev/shm && hostname "$1" && exec slurmd -D -N "$1"'
 
-# Long enough to be interrupted after its first checkpoint.
-TRAINING = ("--bitwise", "--seed", "3", "--epochs", "1500", "--verbose", "0")
+# Few steps that take long, to be interrupted after the first checkpoint: where cores are few, many
+# short ones would be spent waiting for each other.
+TRAINING = (
+    *("--bitwise", "--seed", "3", "--epochs", "30", "--batch-size", "100", "--verbose", "0"),
+    *("--hidden", "1024", "1024"),
+)
 
 # Stands in for ddp_gd.train: leaves its arguments in a file per rank.
 STAND_IN = """
@@ -243,7 +247,7 @@ def test_a_job_is_the_training_that_mpirun_makes(slurm: Slurm, expected: str) ->
 def test_a_job_that_is_requeued_goes_on(slurm: Slurm, expected: str, launcher: str) -> None:
     """By Slurm, or by itself when the time is up: it ends in the bits of an undisturbed one."""
     folder = slurm.folder / f"saved-{launcher}"
-    options = ("--checkpoint", str(folder), "--checkpoint-steps", "500", "--out", launcher)
+    options = ("--checkpoint", str(folder), "--checkpoint-steps", "10", "--out", launcher)
     job = slurm.submit("--launcher", launcher, *TRAINING, *options)
     until(lambda: saves(folder), "the first checkpoint")
     if launcher == "srun":
@@ -261,14 +265,12 @@ def test_a_job_that_is_requeued_goes_on(slurm: Slurm, expected: str, launcher: s
 def test_a_job_that_is_cancelled_saves(slurm: Slurm, launcher: str, how: list[str]) -> None:
     """It saves the step it is in, ends without being requeued, and leaves no process."""
     folder = slurm.folder / f"cancelled-{launcher}"
-    options = ("--epochs", "1000000", "--checkpoint", str(folder), "--checkpoint-steps", "500")
+    options = ("--epochs", "1000000", "--checkpoint", str(folder), "--checkpoint-steps", "10")
     job = slurm.submit("--launcher", launcher, *TRAINING, *options)
     until(lambda: saves(folder), "the first checkpoint")
     slurm("scancel", *how, job)
     assert slurm.wait(job) == ("FAILED" if how else "CANCELLED"), slurm.output(job)
-    steps = [int(path.name.split("-")[1]) for path in saves(folder)]
-    # Without a save at the end there are multiples of 500 alone; one in 500 is one by chance.
-    assert steps[-1] % 500 != 0, slurm.output(job)
+    assert "saved in" in slurm.output(job), slurm.output(job)
     until(lambda: not processes_of(f"SLURM_JOB_ID={job}"), "its processes to end", 20)
     assert "Restarts=0" in slurm("scontrol", "show", "job", job)
 
