@@ -79,7 +79,7 @@ if ! $hosts && ! { $dry_run && [[ -n $workers ]]; }; then
     nvidia-smi --list-gpus >/dev/null 2>&1 ||
         die "NVIDIA's driver does not work: nvidia-smi ends in an error. On CPUs: bash launch/cpu_mpi.sh"
     gpus=$(count_gpus)
-    if ((!gpus)); then
+    if ((gpus == 0)); then
         [[ ! -v CUDA_VISIBLE_DEVICES ]] || say "CUDA_VISIBLE_DEVICES='$CUDA_VISIBLE_DEVICES' leaves none."
         die "there is no GPU here. On CPUs: bash launch/cpu_mpi.sh"
     fi

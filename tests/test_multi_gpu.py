@@ -108,6 +108,17 @@ def test_wrong_command_line(tmp_path: Path, arguments: list[str], quoted: str) -
     assert quoted in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "quoted"),
+    [(["--gpu", "--cuda", "/nowhere"], "'/nowhere/bin/nvcc'"), (["--cuda", "/usr"], "'/usr")],
+)
+def test_set_up_needs_a_toolkit_that_exists(arguments: list[str], quoted: str) -> None:
+    """A CUDA toolkit without a compiler, or without --gpu, ends the set-up before it begins."""
+    result = run(ROOT / "launch" / "setup.sh", *arguments, path=ROOT)
+    assert result.returncode == 2
+    assert quoted in result.stderr
+
+
 def test_dry_run_without_gpus(tmp_path: Path) -> None:
     """With -np it prints environment and command anywhere, in words that a shell reads back."""
     (tmp_path / "nvidia-smi").symlink_to("/bin/false")

@@ -54,12 +54,17 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerType=sched/builtin
+# It looks for jobs to start every so many seconds, 60 by default.
+SchedulerParameters=sched_interval=1
 ReturnToService=2
 MailProg=/bin/true
 KillWait=60
 NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 Port={one} CPUs=2
 NodeName=two NodeHostname=localhost NodeAddr=127.0.0.1 Port={two} CPUs=2
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES PriorityTier=1
+PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 # With shared memory and a host name of its own a node is a host of its own for MPI.
 NODE = 'mount -t tmpfs tmpfs /dev/shm && hostname "$1" && exec slurmd -D -N "$1"'
@@ -240,18 +245,18 @@ def test_a_job_is_the_training_that_mpirun_makes(slurm: Slurm, expected: str) ->
     """Four tasks on two nodes end in the bits that `mpirun -np 4` ends in."""
     job = slurm.submit(*TRAINING, "--out", "four", workers=4)
     assert slurm.fingerprint(job) == expected
-    assert "4 workers" in slurm.output(job)
+    assert "workers 4 (" in slurm.output(job)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_a_job_that_is_requeued_goes_on(slurm: Slurm, expected: str, launcher: str) -> None:
-    """By Slurm, or by itself when the time is up: it ends in the bits of an undisturbed one."""
+    """Preempted, or by itself when its time is up, it ends in the bits of an undisturbed one."""
     folder = slurm.folder / f"saved-{launcher}"
     options = ("--checkpoint", str(folder), "--checkpoint-steps", "10", "--out", launcher)
     job = slurm.submit("--launcher", launcher, *TRAINING, *options)
     until(lambda: saves(folder), "the first checkpoint")
     if launcher == "srun":
-        slurm("scontrol", "requeue", job)
+        slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
     else:  # what Slurm does before the time limit
         slurm("scancel", "--batch", "--signal=USR1", job)
     until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", job), "the requeueing")
