@@ -78,12 +78,17 @@ def new_folder(out: str | None) -> Path:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder that is new or empty.")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not _is_free(folder):
         raise ConfigError(f"--out {out} is not empty; give a new folder, so nothing is lost.")
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK):
         raise ConfigError(f"--out {out} can't be written: {existing} is read-only for this user.")
     return folder
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder holds nothing but what the workers of this run print (launch/cpu_mpi.sh)."""
+    return all(entry.name == "logs" for entry in folder.iterdir())
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
@@ -98,7 +103,7 @@ def _make(chosen: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir() and _is_free(folder):
             return folder
     raise AssertionError("there is always another number")
 

@@ -1,18 +1,28 @@
 #!/usr/bin/env bash
 # Usage: bash launch/cpu_mpi.sh [options] [training arguments]
 #
-# Trains on CPUs through Open MPI's plain mpirun, on this machine or several, and starts again from
-# the last checkpoint when a worker or a host is lost.
+# Trains on CPUs through MPI, on this machine or several, and starts again from the last checkpoint
+# when a worker or a host is lost. docs/cluster.md explains it step by step.
 #
-#   -np N              N workers; default: as many as there are slots
-#   --hosts A:4,B:4    hosts and how many workers each takes (one, without a number); mpirun reaches
-#                      them by ssh, and finds the same checkout and set-up there at the same path
+#   -np N              N workers; default: as many as --hosts takes, or as there are cores
+#   --hosts A:4,B:4    hosts and how many workers each takes (one, without a number); they are
+#                      reached by ssh, and need the same checkout and set-up at the same path
+#   --hostfile FILE    the same from a file, a host a line: `A slots=4` or `A:4`; # starts a comment
+#   --interface I      the network between hosts: an interface (eth0) or a network (10.0.0.0/24);
+#                      default: the one that ssh to these hosts goes over
+#   --launcher L       mpirun (default), or horovodrun (Open MPI 4 only)
+#   --mpirun FILE      another MPI's mpirun than the set-up's: Open MPI 4 or 5, or MPICH. Horovod
+#                      was not built for it, so the workers use --backend mpi
+#   -x NAME            pass this variable on to workers on other hosts; may be repeated. PATH, and
+#                      those of Python, TensorFlow, Keras, Horovod and this package, are anyway
+#   --logs FOLDER      what each worker prints goes to FOLDER/rank-N.log, on its host, and to the
+#                      terminal; default: the folder logs in the results' (--out)
 #   --restarts K       after a failure, start again with --resume; give up after K starts in a row
 #                      that left no new checkpoint. Not after errors that would come again (exit
 #                      status 2). Needs --checkpoint FOLDER among the training arguments, on a
 #                      disk that this host and the first one of --hosts share
 #   --min-np M         on a restart, be content with M workers when hosts stay away; default: N
-#   --dry-run          print the command instead, one argument a line
+#   --dry-run          check the hosts, then print the command, one word a line, instead
 #   -h, --help         this text, then the training arguments
 #
 # Everything after the options, or after --, goes to `python -m ddp_gd.train` as it is. SIGTERM or
@@ -20,30 +30,55 @@
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=launch/mpi.sh
+. "$repo_root/launch/mpi.sh"
+# shellcheck source=launch/hosts.sh
+. "$repo_root/launch/hosts.sh"
 
-workers='' hosts='' restarts=0 least='' dry_run=false
-one_host='[A-Za-z0-9][A-Za-z0-9_.-]*(:[1-9][0-9]{0,3})?'
-is_count() { [[ $1 =~ ^[1-9][0-9]{0,5}$ ]]; }
+# ---------------------------------------------------------------- the command line
+
+workers='' restarts=0 least='' interface='' launcher=mpirun mpirun='' logs='' dry_run=false
+variables=(PATH VIRTUAL_ENV)
+value() { # value <option> <its value> <what it must match> <what it needs to be>
+    [[ $2 =~ ^($3)$ ]] || refuse "$1 needs $4, not '$2'."
+}
 while (($#)); do
     case $1 in
         -np | --min-np | --restarts)
-            is_count "${2:-}" || refuse "$1 needs a whole number of at least 1, not '${2:-}'."
+            value "$1" "${2:-}" '[1-9][0-9]{0,5}' 'a whole number of at least 1'
             case $1 in
                 -np) workers=$2 ;;
                 --min-np) least=$2 ;;
                 *) restarts=$2 ;;
             esac
-            shift 2
             ;;
-        --hosts)
-            [[ ${2:-} =~ ^$one_host(,$one_host)*$ ]] ||
-                refuse "--hosts needs NAME:WORKERS,NAME:WORKERS,..., not '${2:-}'."
-            hosts=$2
-            shift 2
+        --hosts) read_hosts "${2:-}" ;;
+        --hostfile) read_hostfile "${2:-}" ;;
+        --interface)
+            value "$1" "${2:-}" '[A-Za-z0-9][A-Za-z0-9_.:-]*(/[0-9]{1,2})?' 'an interface (eth0) or a network (10.0.0.0/24)'
+            interface=$2
+            ;;
+        --launcher)
+            value "$1" "${2:-}" 'mpirun|horovodrun' 'mpirun or horovodrun'
+            launcher=$2
+            ;;
+        --mpirun)
+            [[ -x ${2:-} && ! -d ${2:-} ]] || refuse "--mpirun needs the path of an mpirun, not '${2:-}'."
+            mpirun=$2
+            ;;
+        -x)
+            value "$1" "${2:-}" '[A-Za-z_][A-Za-z0-9_]*' "a variable's name"
+            [[ -v $2 ]] || refuse "-x $2: there is no such variable in the environment."
+            variables+=("$2")
+            ;;
+        --logs)
+            value "$1" "${2:-}" '.+' 'a folder'
+            logs=$2
             ;;
         --dry-run)
             dry_run=true
             shift
+            continue
             ;;
         -h | --help) help_with ddp_gd.train ;;
         --)
@@ -52,107 +87,155 @@ while (($#)); do
             ;;
         *) break ;;
     esac
+    shift 2
 done
 
-slots_of() { # slots_of <hosts>: how many workers they take
-    local host total=0
-    local -a list
-    IFS=, read -ra list <<<"$1"
-    for host in "${list[@]}"; do
-        [[ $host == *:* ]] && total=$((total + ${host#*:})) || total=$((total + 1))
-    done
-    echo "$total"
-}
-
-checkpoint='' resume=()
+checkpoint='' out='' resume=() backend=()
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
     case ${arguments[i]} in
         --checkpoint) checkpoint=${arguments[i + 1]:-} ;;
         --checkpoint=*) checkpoint=${arguments[i]#*=} ;;
+        --out) out=${arguments[i + 1]:-} ;;
+        --out=*) out=${arguments[i]#*=} ;;
+        --backend | --backend=*) backend=(given) ;;
         --resume) resume=(--resume) ;;
     esac
 done
 if ((restarts)) && [[ -z $checkpoint ]]; then
     refuse "--restarts needs --checkpoint FOLDER among the training arguments: what it goes on from."
 fi
-if [[ -n $hosts ]]; then
-    slots=$(slots_of "$hosts")
+if ((${#hosts[@]})); then
+    slots=$(slots_of "${hosts[@]}")
     workers=${workers:-$slots}
-    ((workers <= slots)) || refuse "-np $workers is more than the $slots workers that --hosts takes."
+    ((workers <= slots)) || refuse "-np $workers is more than the $slots workers that the hosts take."
+elif [[ -n $interface ]]; then
+    refuse "--interface $interface is for several hosts: give --hosts or --hostfile."
 fi
 workers=${workers:-$(nproc)}
 least=${least:-$workers}
 ((least <= workers)) || refuse "--min-np $least is more than the $workers workers of -np."
 
+# ---------------------------------------------------------------- MPI, and the hosts
+
 if [[ $dry_run == false ]]; then
     set_up_if_needed
 fi
 enter_venv
+if [[ -n $mpirun ]]; then
+    mpirun=$(cd "$(dirname "$mpirun")" && pwd)/$(basename "$mpirun")
+    PATH=$(dirname "$mpirun"):$PATH
+    # Or mpi4py would load the set-up's.
+    set_default MPI4PY_LIBMPI "$(dirname "$(dirname "$mpirun")")/lib/"
+fi
 export_job_settings
+find_mpi
+if [[ $launcher == horovodrun ]]; then
+    horovod_is_installed || die "there is no Horovod here, so no horovodrun. Leave --launcher out."
+    [[ $mpi == open-mpi-4 ]] || refuse "--launcher horovodrun: its options are for Open MPI 4, and $(command -v mpirun) isn't. Leave it out."
+fi
+if ((${#backend[@]})); then
+    backend=()
+elif [[ -n $mpirun ]]; then
+    backend=(--backend mpi)
+elif ! horovod_is_installed; then
+    say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
+    backend=(--backend mpi)
+fi
 
-# Hosts that answer, of those that were given; all of them at the first start, when mpirun itself
-# tells best what is wrong.
-reachable() {
-    local host found=()
-    local -a list
-    IFS=, read -ra list <<<"$hosts"
-    for host in "${list[@]}"; do
-        if is_here "${host%%:*}" || ssh -o BatchMode=yes -o ConnectTimeout=5 "${host%%:*}" true </dev/null >/dev/null 2>&1; then
-            found+=("$host")
-        else
-            say "${host%%:*} does not answer"
-        fi
+# Sets hosts_now, others, network and interface_now to what the hosts that can take part tell.
+ask_hosts() { # ask_hosts [--leave-out]
+    local answer
+    answer=$(python "$repo_root/launch/preflight.py" "$@" "$repo_root" "$venv" "${hosts[@]}") || exit
+    { read -r hosts_now && read -r others && read -r network && read -r interface_now; } <<<"$answer" || true
+    if ((others)) && [[ -n $interface ]]; then
+        network=$interface interface_now=$interface
+    elif ((others)) && [[ -z $network ]]; then
+        [[ $launcher != horovodrun ]] ||
+            die "can't tell the network between the hosts, and horovodrun needs it: give --interface."
+        say "can't tell the network between the hosts, so MPI tries all; --interface chooses one"
+    fi
+}
+
+hosts_now='' others=0 network='' interface_now=''
+if ((${#hosts[@]})); then
+    for path in "$repo_root" "$venv" "$mpi_prefix"; do
+        [[ $path =~ ^[A-Za-z0-9_./+@=-]*$ ]] ||
+            die "'$path': MPI starts its daemons on other hosts through a shell, which would read that path otherwise. Move it to one of letters, digits and _./+@=- only."
     done
-    (
-        IFS=,
-        echo "${found[*]}"
-    )
-}
+    ask_hosts
+    export_mpi_settings several "$network"
+else
+    export_mpi_settings one ''
+fi
 
-is_here() { # is_here <host>: is it this one, which mpirun needs no ssh for?
-    [[ $1 == localhost || $1 == 127.* || $1 == "$(hostname)" || $1 == "$(hostname -s)" ]]
-}
+for name in "${!DDP_GD_@}" "${!FI_@}" "${!HOROVOD_@}" "${!KERAS_@}" "${!MPI4PY_@}" "${!OMP_@}" "${!PYTHON@}" "${!TF_@}" "${!UCX_@}" "${!XLA_@}"; do
+    variables+=("$name")
+done
+[[ ! -v LD_LIBRARY_PATH ]] || variables+=(LD_LIBRARY_PATH)
+
+# ---------------------------------------------------------------- start, and start again
 
 newest() { # the newest checkpoint's name: progress shows in it
     local -a found=("$checkpoint"/step-*.safetensors)
     echo "${found[-1]}"
 }
-
-backend=()
-if ! horovod_is_installed; then
-    say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
-    backend=(--backend mpi)
-fi
-
 if ((restarts)) && [[ ${#resume[@]} == 0 && -e $(newest) ]]; then
     refuse "$checkpoint holds the checkpoints of a training. Give --resume to go on with it, or an empty folder."
 fi
 
+chosen_out=()
+if [[ -z $logs ]]; then
+    if [[ -z $out ]]; then
+        stamp=runs/$(date +%Y%m%d-%H%M%S) out=$stamp
+        for ((i = 2; ; i++)); do
+            [[ -e $out ]] || break
+            out=$stamp-$i
+        done
+        chosen_out=(--out "$out")
+    fi
+    logs=$out/logs
+fi
+[[ $logs == /* ]] || logs=$PWD/$logs
+
+shell_word() { # print it as a shell reads it back
+    if [[ $1 =~ ^[A-Za-z0-9_./:,=@%+-]+$ ]]; then printf '%s\n' "$1"; else printf '%q\n' "$1"; fi
+}
+
 failures=0
 while true; do
-    now=$workers where=()
-    if [[ -n $hosts ]]; then
-        there=$hosts
-        ((failures)) && there=$(reachable)
-        slots=$([[ -n $there ]] && slots_of "$there" || echo 0)
+    now=$workers
+    if ((failures && ${#hosts[@]})); then
+        ask_hosts --leave-out
+        IFS=, read -ra there <<<"$hosts_now"
+        slots=$(slots_of "${there[@]}")
         ((now <= slots)) || now=$slots
         ((now >= least)) || die "$now workers can be had, fewer than --min-np $least. Gave up."
-        where=(-H "$there" -x PATH -x VIRTUAL_ENV)
-        for name in "${!OMPI_@}" "${!HOROVOD_@}" "${!TF_@}" "${!DDP_GD_@}"; do
-            [[ $name == OMPI_MCA_* || $name == OMPI_ALLOW_* ]] || where+=(-x "$name")
-        done
     fi
-    command=(mpirun -np "$now" "${where[@]}" python -m ddp_gd.train "${arguments[@]}" "${backend[@]}")
+    if [[ $launcher == horovodrun ]]; then
+        horovodrun_words "$now" "$hosts_now" "$network"
+    else
+        mpirun_words "$now" "$hosts_now" "$interface_now" "${variables[@]}"
+    fi
+    go_on=()
     if ((failures)) && [[ ${#resume[@]} == 0 ]]; then
-        command+=(--resume)
+        go_on=(--resume)
     fi
+    through_mpi "$logs" "${chosen_out[@]}" "${arguments[@]}" "${backend[@]}" "${go_on[@]}"
+    command=("${start[@]}" "${program[@]}")
     if [[ $dry_run == true ]]; then
-        printf '%s\n' "${command[@]}"
+        echo env
+        for name in PATH VIRTUAL_ENV "${job_settings[@]}"; do
+            shell_word "$name=${!name}"
+        done
+        for word in "${command[@]}"; do
+            shell_word "$word"
+        done
         exit 0
     fi
     before=$( ((restarts)) && newest || true)
     run_family "${command[@]}"
+    ((! job_signal)) || exit "$job_status"
     case $job_status in
         0 | 2 | 130 | 143) exit "$job_status" ;; # done, wrong arguments, asked to stop
     esac

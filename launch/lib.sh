@@ -59,6 +59,18 @@ horovod_is_installed() {
     python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("horovod"))'
 }
 
+# Sets program to what mpirun is to start for the training with these arguments: worker.sh, which
+# undoes what is done here.
+through_mpi() { # through_mpi <folder of the logs, or ''> <training arguments ...>
+    local word
+    program=(bash "$repo_root/launch/worker.sh" "$1" python -m ddp_gd.train)
+    shift
+    for word in "$@"; do
+        [[ ! $word =~ ^\+*:$ ]] || word=+$word
+        program+=("$word")
+    done
+}
+
 # Run a command that starts children and does not pass signals on. Sets job_status, its exit status,
 # or 128 + the number of the signal that ended it. The first signal asks the workers to save
 # and stop, the second one ends them.
@@ -91,39 +103,46 @@ run_family() {
 
 on_signal() { # on_signal <name> <number>
     local stat pids=()
-    if ((!job_signal)); then
+    if ((! job_signal)); then
         job_signal=$2
         # mpirun hands SIGUSR1 on at once. SIGTERM it takes as the order to end its workers, which
         # then have a second. horovodrun and the shell between them would die of SIGUSR1.
         for stat in /proc/[0-9]*/stat; do
-            if [[ $(cat "$stat" 2>/dev/null || true) =~ ^([0-9]+)\ \((mpirun|orterun|prterun|mpiexec)\)\ .\ [0-9]+\ $job\  ]]; then
+            if [[ $(cat "$stat" 2>/dev/null || true) =~ ^([0-9]+)\ \((mpirun|mpiexec|orterun|prterun)[^\)]*\)\ .\ [0-9]+\ $job\  ]]; then
                 pids+=("${BASH_REMATCH[1]}")
             fi
         done
         if ((${#pids[@]})) && kill -USR1 "${pids[@]}" 2>/dev/null; then
-            return
+            return 0 # a bare `return` from a trap repeats what `wait` returned, and ends the script
         fi
     fi
     kill "-$1" -- "-$job" 2>/dev/null || true
+}
+
+job_settings=() # what set_default exported, for --dry-run
+
+set_default() { # set_default <name> <value>: export it, unless the user's environment has another
+    export "$1=${!1-$2}"
+    job_settings+=("$1")
 }
 
 # Settings that a user's own environment overrides.
 export_job_settings() {
     # A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
     # from the computation of its own worker.
-    export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle-1}
+    set_default OMPI_MCA_mpi_yield_when_idle 1
     # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
-    export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe-1}
-    export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT-1}
-    export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM-1}
+    set_default OMPI_MCA_rmaps_base_oversubscribe 1
+    set_default OMPI_ALLOW_RUN_AS_ROOT 1
+    set_default OMPI_ALLOW_RUN_AS_ROOT_CONFIRM 1
     # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
     if ! command -v ssh >/dev/null && ! command -v rsh >/dev/null; then
-        export OMPI_MCA_plm=${OMPI_MCA_plm-isolated}
+        set_default OMPI_MCA_plm isolated
     fi
     # PyPI's Open MPI learns from mpirun where its files are; a process without mpirun, from here.
-    if [[ -x $venv/bin/mpicxx ]]; then
-        export OPAL_PREFIX=${OPAL_PREFIX-$venv}
+    if [[ -x $venv/bin/mpicxx && $(command -v mpirun) == "$venv/bin/mpirun" ]]; then
+        set_default OPAL_PREFIX "$venv"
     fi
     # Every process, horovodrun itself included, otherwise opens with more lines about the CPU.
-    export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL-2}
+    set_default TF_CPP_MIN_LOG_LEVEL 2
 }

@@ -28,6 +28,7 @@ set_up_if_needed
 enter_venv
 export_job_settings
 
+through_mpi '' "$@"
 # The exit status is that of what runs last, and signals reach it.
 if [[ -z $workers ]]; then
     exec python -m ddp_gd.train "$@"
@@ -39,10 +40,10 @@ elif horovod_is_installed; then
         plain_lines=("--mpi-args=--mca orte_tag_output 0")
     fi
     # horovodrun turns into `sh -c "mpirun ..."`, and a signal to that sh would leave mpirun running.
-    run_family horovodrun -np "$workers" "${plain_lines[@]}" python -m ddp_gd.train "$@"
+    run_family horovodrun -np "$workers" "${plain_lines[@]}" "${program[@]}"
     exit "$job_status"
 else
     say "no Horovod here (bash launch/setup.sh tells why); using mpirun and the mpi backend"
-    run_family mpirun -np "$workers" python -m ddp_gd.train "$@"
+    run_family mpirun -np "$workers" "${program[@]}"
     exit "$job_status"
 fi

@@ -1,19 +1,35 @@
-"""Arguments that a shell, or a string built for one, would change."""
+"""Arguments that a careless script would change on their way."""
 
 from __future__ import annotations
 
 import random
 
-_WORDS = (
-    *("a b", " ", "", "\t", "it's", '"', "'", "\\", "\\n", "two\nlines", "\n", "`id`", "$(id)"),
-    *("$HOME", "${IFS}", "*", "?", "[a-z]", "~", "~root", "{a,b}", ";", "&", "&&", "|", ">x", "<x"),
-    *("#", "!", "!!", "%s", "%n", "--", "-", "-np", "--lr=1e-3", "--launcher", "=", "a=b", "x\r"),
-    *("\u00fc", "\u6570\u636e", "\U0001f600", "e\u0301", "\u2028", "\x1b[0m", "\x7f", "-x PATH"),
-)
+_PIECES = [
+    *" \t\n\r'\"\\$`*?~!#&;|<>(){}[]^%=,:@-",
+    "$(id)",
+    "`id`",
+    "${HOME}",
+    "$'\\n'",
+    "%s",
+    "--",
+    "-x",
+    "-np",
+    "word",
+    "é",
+    "日本",
+    "😀",
+    "\x01",
+    "\x7f",
+    "\u2028",
+]
 
 
-def hostile_arguments(count: int = 1000) -> list[str]:
-    """The same `count` arguments every time: the words above, then random joins of them."""
-    draw = random.Random(7)
-    joined = ["".join(draw.choices(_WORDS, k=draw.randint(2, 5))) for _ in range(count)]
-    return [*_WORDS, *joined][:count]
+def _arguments(count: int) -> list[str]:
+    draw = random.Random(0)
+    # Each piece by itself, an empty one, and what the launch scripts themselves understand.
+    fixed = ["a b", "", *_PIECES, "--hosts", "--help", "-h", "--dry-run", "--lr=1e-3", "a" * 500]
+    mixed = ["".join(draw.choices(_PIECES, k=draw.randint(1, 8))) for _ in range(count)]
+    return [*fixed, *mixed][:count]
+
+
+ARGUMENTS = _arguments(1000)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import hostile_arguments
+from hostile import ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "launch" / "multi_gpu.sh"
@@ -144,13 +144,12 @@ def test_arguments_arrive_unchanged(tmp_path: Path) -> None:
         if file.is_file() and file.name != "setup.sh":
             (launch / file.name).symlink_to(file)
     (launch / "setup.sh").write_text("exit 0\n")
-    arguments = hostile_arguments()
     result = run(
-        *(launch / SCRIPT.name, "-np", "2", "--", *arguments),
+        *(launch / SCRIPT.name, "-np", "2", "--", *ARGUMENTS),
         path=pretend(tmp_path, 2),
         PYTHONPATH=str(package.parent),
         SEEN=str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [words[-1000:] for words in seen] == [arguments, arguments]
+    assert [words[-1000:] for words in seen] == [ARGUMENTS, ARGUMENTS]

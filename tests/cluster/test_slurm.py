@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hostile import hostile_arguments
+from hostile import ARGUMENTS
 from jobs import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,15 +287,14 @@ def test_arguments_arrive_unchanged(slurm: Slurm, tmp_path: Path, launcher: str)
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(STAND_IN)
-    arguments = hostile_arguments()
     job = slurm.submit(
-        *("--launcher", launcher, "--", *arguments),
+        *("--launcher", launcher, "--", *ARGUMENTS),
         PYTHONPATH=str(package.parent),
         SEEN=str(tmp_path),
     )
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert seen == [arguments, arguments]
+    assert seen == [ARGUMENTS, ARGUMENTS]
 
 
 def test_without_mpi_no_worker_trains_alone(slurm: Slurm) -> None:
