@@ -93,6 +93,7 @@ def test_pods_have_no_rights_that_they_do_not_need() -> None:
     """All containers run as the image's ordinary user, without capabilities, and stay so."""
     user = next(line for line in DOCKERFILE.splitlines() if line.startswith("RUN useradd"))
     assert "--uid 1000" in user
+    assert DOCKERFILE.rindex("\nUSER mpiuser") > DOCKERFILE.rindex("\nRUN ")
     assert "privileged" not in json.dumps(JOB)
     for pod in PODS:
         assert pod["securityContext"]["runAsNonRoot"] is True
