@@ -294,7 +294,7 @@ def test_arguments_arrive_unchanged(slurm: Slurm, tmp_path: Path, launcher: str)
     )
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
     expected = [word for word in ARGUMENTS if word != ":"]  # sbatch itself leaves that one out
-    assert len(expected) == len(ARGUMENTS) - 1
+    assert len(expected) > 990
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert seen == [expected, expected]
 
