@@ -164,9 +164,9 @@ if ((${#hosts[@]})); then
             die "'$path': MPI starts its daemons on other hosts through a shell, which would read that path otherwise. Move it to one of letters, digits and _./+@=- only."
     done
     ask_hosts
-    export_mpi_settings several "$network"
+    export_mpi_settings several "$network" "$interface"
 else
-    export_mpi_settings one ''
+    export_mpi_settings one '' ''
 fi
 
 for name in "${!DDP_GD_@}" "${!FI_@}" "${!HOROVOD_@}" "${!KERAS_@}" "${!MPI4PY_@}" "${!OMP_@}" "${!PYTHON@}" "${!TF_@}" "${!UCX_@}" "${!XLA_@}"; do

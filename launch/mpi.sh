@@ -23,7 +23,11 @@ find_mpi() {
 }
 
 # What is the same at every start of the job.
-export_mpi_settings() { # export_mpi_settings <one host, or several> <network or ''>
+#
+#   $1  one host, or several
+#   $2  the network between them, or ''
+#   $3  the interface that was asked for, or ''
+export_mpi_settings() {
     case $mpi in
         open-mpi-4)
             if [[ $1 == one ]]; then
@@ -42,6 +46,8 @@ export_mpi_settings() { # export_mpi_settings <one host, or several> <network or
         mpich)
             # At the end UCX warns of workers' reports to each other that nobody needed any more.
             set_default UCX_LOG_LEVEL error
+            # UCX knows the fastest way, and that may not be TCP; a choice is heeded all the same.
+            [[ -z $3 ]] || set_default UCX_NET_DEVICES "$3"
             ;;
     esac
     if [[ -n $2 && $mpi != mpich ]]; then

@@ -35,6 +35,7 @@ check ruff format --check .
 check ruff check .
 check mypy
 check shellcheck --external-sources launch/*.sh benchmarks/*.sh .ci/run
+check shfmt --indent 4 --case-indent --diff launch/*.sh benchmarks/*.sh .ci/run
 if (($#)); then
     check pytest "$@"
 else

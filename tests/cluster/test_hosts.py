@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from hosts import NETWORK, Cluster
 from hostile import ARGUMENTS
+from hosts import NETWORK, Cluster
+from jobs import run_job
 
 pytestmark = pytest.mark.cluster
 
@@ -67,7 +68,7 @@ def names(cluster: Cluster, count: int) -> str:
 
 def fingerprint(output: str) -> str:
     """The one that a training printed."""
-    found = re.findall(r"^fingerprint: (\w{64})$", output, re.MULTILINE)
+    found = re.findall(r"fingerprint: (\w{64})", output)
     assert len(found) == 1, output
     return found[0]
 
@@ -115,22 +116,38 @@ def test_same_bits_as_on_one_host(
     assert fingerprint(logs["rank-0.log"]) == undisturbed
 
 
+@pytest.mark.parametrize("name", ["horovodrun", "mpirun", "cpu_mpi.sh"])
+def test_same_bits_with_four_workers(undisturbed: str, tmp_path: Path, name: str) -> None:
+    """On one host, without the scripts and with: the fingerprint of one process."""
+    training = [*TRAINING, "--out", str(tmp_path / "out")]
+    if name == "cpu_mpi.sh":
+        command = ["bash", CPU_MPI, "-np", "4", *training]
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=150
+        )
+    else:
+        done = run_job(4, ["-m", "ddp_gd.train", *training], name, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(done.stdout) == undisturbed
+
+
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_arguments_arrive_unchanged(cluster: Cluster, tmp_path: Path, name: str) -> None:
-    """A thousand hostile arguments pass ssh, and each launcher, byte for byte."""
+    """1,000 hostile arguments pass each launcher, byte for byte; hosts fill up in order."""
     package = tmp_path / "shadow" / "ddp_gd"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(STAND_IN)
     env = environment(PYTHONPATH=str(package.parent), SEEN=str(tmp_path))
-    options = [*launcher(name), "--hosts", names(cluster, 2), "-x", "SEEN"]
+    first, second = (host.name for host in cluster.hosts[:2])
+    options = [*launcher(name), "--hosts", f"{first}:2,{second}", "-x", "SEEN"]
     words = ["bash", CPU_MPI, *options, "--logs", str(tmp_path / "logs"), "--", *ARGUMENTS]
     done = cluster.hosts[0].run(*words, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     extra = [] if LAUNCHERS[name][0] == "--launcher" else ["--backend", "mpi"]
-    for rank, host in enumerate(cluster.hosts[:2]):
+    for rank, host in enumerate([first, first, second]):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found == [host.name, [*ARGUMENTS, *extra]]
+        assert found == [host, [*ARGUMENTS, *extra]]
 
 
 @pytest.mark.parametrize("name", ["mpirun", "mpich"])
