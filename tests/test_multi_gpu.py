@@ -130,6 +130,16 @@ def test_dry_run_without_gpus(tmp_path: Path) -> None:
     assert {"NCCL_SOCKET_IFNAME==ib0", "NCCL_DEBUG=INFO", "mpirun", "ddp_gd.train"} <= set(words)
 
 
+def test_other_hosts_get_nccls_settings(tmp_path: Path) -> None:
+    """With hosts their numbers count, not this machine's, and NCCL's variables go along."""
+    command = ("--dry-run", "--hosts", "localhost:3", "--interface", "eth0")
+    result = run(SCRIPT, *command, path=pretend(tmp_path, 1), NCCL_DEBUG="INFO")
+    assert workers_of(result) == "3"
+    words = result.stdout.splitlines()
+    passed = {words[number + 1] for number, word in enumerate(words) if word == "-x"}
+    assert {"NCCL_DEBUG", "NCCL_SOCKET_IFNAME"} <= passed
+
+
 @pytest.mark.jobs
 def test_arguments_arrive_unchanged(tmp_path: Path) -> None:
     """A thousand arguments of any characters reach each worker byte for byte."""
