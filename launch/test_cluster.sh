@@ -19,7 +19,11 @@ if [[ $(id -u) != 0 ]]; then
     exit 0
 fi
 
-packages=(openssh-server openssh-client iproute2 procps util-linux munge slurmctld slurmd slurm-client)
+# libpmix-dev: Debian's Slurm lists PMIx without it, and then can't load it.
+packages=(
+    openssh-server openssh-client iproute2 procps util-linux
+    munge slurmctld slurmd slurm-client libpmix-dev
+)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||

@@ -26,7 +26,7 @@ comm.tensors comm.board
 comm
 plots
 comm.single comm.horovod comm.mpi
-watch
+watch gpus
 runtime
 arrays shuffle loading
 items rows

@@ -1,0 +1,99 @@
+"""What launch/slurm.sbatch does without Slurm; the rest is in tests/cluster/test_slurm.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+
+
+def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the script in this test's environment."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    environ |= {"VIRTUAL_ENV": sys.prefix, **more}
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_dry_run() -> None:
+    """It prints the environment and the command, in words that a shell reads back."""
+    result = run("--dry-run", "--", "--lr", "a b", SLURM_CPUS_PER_TASK="4")
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    assert words[0] == "env"
+    settings = {"TF_NUM_INTRAOP_THREADS=4", "SRUN_CPUS_PER_TASK=4", "SLURM_EXPORT_ENV=ALL"}
+    assert settings <= set(words)
+    command = words[words.index("srun") :]
+    assert command[1:3] == ["--mpi=pmix", "--kill-on-bad-exit=1"]
+    assert command[-2:] == ["--lr", "a\\ b"]
+
+
+@pytest.mark.parametrize(
+    ("restarts", "arguments", "resumes"),
+    [
+        ("0", ["--checkpoint", "saved"], False),
+        ("1", ["--checkpoint", "saved"], True),
+        ("1", ["--checkpoint=saved"], True),
+        ("1", ["--checkpoint", "saved", "--resume"], True),  # once is enough
+        ("2", ["--epochs", "3"], False),  # nothing to go on from
+    ],
+)
+def test_a_requeued_job_resumes(restarts: str, arguments: list[str], resumes: bool) -> None:
+    """`--resume` is added to a job that Slurm starts again, and to no other."""
+    result = run("--dry-run", *arguments, SLURM_RESTART_COUNT=restarts)
+    assert result.stdout.splitlines().count("--resume") == resumes, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "quoted"),
+    [(["--launcher", "ssh"], "'ssh'"), (["--epochs", "3"], "sbatch -n 4 launch/slurm.sbatch")],
+)
+def test_wrong_command_line(arguments: list[str], quoted: str) -> None:
+    """An unknown launcher, or no Slurm job around it, ends with status 2 and what to do."""
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert quoted in result.stderr
+
+
+def report(name: str, **facts: str) -> str:
+    """A node's line, as report.py prints it."""
+    value = {"name": name, "facts": {"Python": "3.11.2", "tensorflow": "2.21.0", **facts}}
+    return f"a greeting\nddp_gd-report: {json.dumps(value)}\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([report("one"), report("two")], None),
+        ([report("two", Python="3.12.1"), report("one")], "Python is 3.12.1 on two, 3.11.2 on one"),
+        ([report("one")], "1 of 2 did not answer; one did"),
+        ([], "2 of 2 did not answer; none did"),
+    ],
+)
+def test_nodes_that_differ_are_named(lines: list[str], says: str | None) -> None:
+    """Which node, in what, and both values; equal ones pass in silence."""
+    result = subprocess.run(
+        [sys.executable, str(LAUNCH / "same_nodes.py"), "2"],
+        input="".join(lines),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == (0 if says is None else 2)
+    assert (says or "") in result.stderr
+    assert (result.stderr == "") == (says is None)
+
+
+def test_real_reports_are_understood() -> None:
+    """What report.py prints here, twice, passes as two equal nodes."""
+    line = subprocess.run(
+        [sys.executable, str(LAUNCH / "report.py")], capture_output=True, text=True, check=True
+    ).stdout
+    command = [sys.executable, str(LAUNCH / "same_nodes.py"), "2"]
+    assert subprocess.run(command, input=line * 2, text=True).returncode == 0
+    assert subprocess.run(command, input=line, text=True, stderr=subprocess.DEVNULL).returncode == 2
