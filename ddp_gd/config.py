@@ -1,4 +1,4 @@
-"""What can be set on the command lines of `python -m ddp_gd.train` and `.predict`.
+"""What can be set on the command lines of `python -m ddp_gd.train`, `.predict`, `.report`.
 
 Each field is documented here and nowhere else: this text is what `--help` prints.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from typing import Literal
+
+import tyro
 
 from .errors import ConfigError
 
@@ -195,6 +197,27 @@ class PredictConfig:
             raise ConfigError(f"--batch-size is {self.batch_size}; it must be at least 1.")
         if not self.out.lower().endswith((".csv", ".npy")):
             raise ConfigError(f"--out {self.out} must end in .csv or .npy.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Draw a page about a training from what it left in its folder, or compare several.
+
+    Nothing is trained. The page is one file, which needs no network to be looked at.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders with the results of `python -m ddp_gd.train`."""
+
+    out: str | None = None
+    """The page, a new .html file. Default: report.html in the folder of the one run, which is
+    drawn anew, or for several runs a new comparison.html here."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("Name at least one RUN: a folder that ddp_gd.train wrote.")
+        if self.out is not None and not self.out.lower().endswith(".html"):
+            raise ConfigError(f"--out {self.out} must end in .html.")
 
 
 def _option(name: str) -> str:

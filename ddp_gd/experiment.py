@@ -19,6 +19,7 @@ from .request import Request
 from .selection import Selection
 from .shuffle import RandomSplit
 from .split import Normalizer
+from .times import Times
 from .training import evaluate, fit
 
 Part = tuple[Selection, Selection, Selection | None]  # features, targets, weights
@@ -94,6 +95,7 @@ def run(config: TrainConfig) -> None:
     if leader:
         results.announce(setting, model)
 
+    times = Times()
     history = fit(
         model,
         x,
@@ -101,6 +103,7 @@ def run(config: TrainConfig) -> None:
         batch_size=config.batch_size,
         epochs=config.epochs,
         verbose=config.verbose if config.verbose == "auto" else int(config.verbose),
+        callbacks=[times],
         validation_data=data.get("validation"),
         sample_weight=sample_weight,
         micro_batch_size=config.micro_batch_size,
@@ -111,8 +114,9 @@ def run(config: TrainConfig) -> None:
     metric = "accuracy" if loss in _CLASS_LOSSES else "mean_absolute_error"
     own_units = {name: _rows(dataset, preprocessing, None, *part) for name, part in parts.items()}
     final = _evaluate(models.in_target_units(model, y_scaling), model.loss, metric, own_units)
+    everyones = runtime.gather_json(communicator, times.epochs)
     if leader:
-        folder = results.write(setting, model, raw, history.history, final)
+        folder = results.write(setting, model, raw, history.history, final, everyones)
         results.conclude(setting, model, final, folder)
 
 

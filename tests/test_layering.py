@@ -19,6 +19,7 @@ parquetfiles
 tables
 arrayfiles request
 plan split data progress bits checkpoint
+records
 preprocessing
 comm.attendance comm.environment
 comm.base
@@ -35,18 +36,19 @@ losses state reduction
 step
 loop
 replicas
-sources trace
+sources trace times
 hooks
 snapshot
 training prediction
 models
 plots.style
-plots.losses
+plots.losses plots.workers
+page
 results
 experiment inference
 command
 contrast verify study
-train predict
+train predict report
 """
 LINE = {name: i for i, names in enumerate(ORDER.split("\n")) for name in names.split()}
 MODULES = {
@@ -56,7 +58,7 @@ MODULES = {
 ONLY_IN = {
     "horovod": {"comm.horovod"},
     "mpi4py": {"comm.mpi", "comm.board"},
-    "matplotlib": {"plots.style", "plots.losses"},
+    "matplotlib": {"plots.style", "plots.losses", "plots.workers", "page"},
 }
 LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 

@@ -6,7 +6,7 @@ and every method that takes tensors works eagerly and inside a `tf.function`, lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ddp_gd.comm.attendance import Attendance
@@ -94,6 +94,15 @@ class Communicator(Protocol):
         """End every process of the job at once with exit status `code`. Not collective.
 
         Never returns. Whatever should be read must have been printed and flushed before.
+        """
+        ...
+
+    def measure(self) -> Callable[[], float]:
+        """Measure the collectives of the graphs that are traced from now on. Not collective.
+
+        Returns:
+            What tells how many seconds this worker has spent in them so far, from when its own
+            tensors were there to when the result was: waiting for the other workers included.
         """
         ...
 

@@ -110,6 +110,10 @@ class MpiCommunicator:
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)
 
+    def measure(self) -> Callable[[], float]:
+        """Measure the collectives of the graphs traced from now on."""
+        return self._order.measure()
+
     def open_board(self, length: int) -> Board | None:
         """Open a board over MPI."""
         return board.open_board(length)
