@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from matplotlib.figure import Figure
 
 from .comm.environment import launch
 from .config import ReportConfig
@@ -361,7 +360,7 @@ def _picture(text: str, curves: Sequence[Curve], unit: str) -> Picture:
     return _encode(text, draw_epochs(curves, unit, style.new_figure(_WIDTH, _HEIGHT)))
 
 
-def _encode(text: str, figure: Figure) -> Picture:
+def _encode(text: str, figure: style.Figure) -> Picture:
     return Picture(text, base64.b64encode(style.as_svg(figure).encode()).decode())
 
 

@@ -15,7 +15,7 @@ ORDER = """
 errors tree cores interrupts
 config
 cache csvfiles selection
-parquetfiles
+parquetfiles grid
 tables
 arrayfiles request
 plan split data progress bits checkpoint
@@ -41,12 +41,14 @@ hooks
 snapshot
 training prediction
 models
+task
 plots.style
-plots.losses plots.workers
+plots.losses plots.workers plots.study
 page
 results
 experiment inference
-command
+command mpirun
+trials
 contrast verify study
 train predict report
 """
@@ -58,7 +60,7 @@ MODULES = {
 ONLY_IN = {
     "horovod": {"comm.horovod"},
     "mpi4py": {"comm.mpi", "comm.board"},
-    "matplotlib": {"plots.style", "plots.losses", "plots.workers", "page"},
+    "matplotlib": {"plots.style", "plots.losses", "plots.workers", "plots.study"},
 }
 LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 

@@ -35,9 +35,9 @@ def finish(axes: Axes, x: str, y: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write the picture; the suffix of `path` says in which format."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=dpi)
 
 
 def as_svg(figure: Figure) -> str:
