@@ -124,6 +124,13 @@ class TrainConfig:
     """Go on from the newest checkpoint in the --checkpoint folder, with any number of workers, or
     begin if there is none. Data and settings must be the same, but --epochs may be more."""
 
+    tensorboard: bool = False
+    """Write what TensorBoard shows into the folder tensorboard of the results, while it trains."""
+
+    timeline: str | None = None
+    """New .json file for Horovod's timeline: what each collective waited for and took. See
+    docs/timeline.md."""
+
     out: str | None = None
     """Folder for the results; it must be new or empty. Default: a new one under runs/."""
 
@@ -156,6 +163,8 @@ class TrainConfig:
         for name in ("checkpoint_steps", "checkpoint_seconds", "resume"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ConfigError(f"{_option(name)} needs --checkpoint FOLDER.")
+        if self.timeline is not None and not self.timeline.lower().endswith(".json"):
+            raise ConfigError(f"--timeline {self.timeline} must end in .json.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
 
@@ -210,7 +219,7 @@ class StudyConfig:
     batch_sizes: tuple[int | Literal["full"], ...] = (1, 4, 20, 100, "full")
     """Observations averaged into one update."""
 
-    lr: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    lr: tuple[float, ...] = (0.003, 0.03, 0.3)
     """Learning rates."""
 
     optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = ("sgd", "adam")

@@ -10,8 +10,9 @@ import keras
 
 from . import models, results, runtime, snapshot
 from .checkpoint import Checkpoint
+from .comm.environment import allow_timeline
 from .config import TrainConfig
-from .errors import NumericsError
+from .errors import ConfigError, NumericsError
 from .task import Part, Task
 from .times import Times
 from .training import evaluate, fit
@@ -26,10 +27,14 @@ def run(config: TrainConfig) -> None:
     Raises:
         DdpGdError: something can't be used; nothing has been written.
     """
+    if config.timeline is not None:
+        allow_timeline()
     runtime.init(backend=config.backend, bitwise=config.bitwise)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
     folder = results.new_folder(config.out) if leader else Path()
+    if config.timeline is not None and leader:
+        results.require_new_file("--timeline", config.timeline)
     checkpoint = _checkpoint(config)
     seed = None
     if checkpoint is not None and config.seed is None:
@@ -56,6 +61,16 @@ def run(config: TrainConfig) -> None:
         results.announce(setting, model)
 
     times = Times()
+    callbacks: list[keras.callbacks.Callback] = [times]
+    if config.tensorboard:
+        if leader:
+            setting = results.with_folder(setting)
+        callbacks.append(keras.callbacks.TensorBoard(setting.folder / "tensorboard"))
+    if config.timeline is not None and not communicator.start_timeline(config.timeline):
+        raise ConfigError(
+            f"--timeline {config.timeline} needs Horovod, and the workers talk through "
+            f"{communicator.name!r}. Start it with: horovodrun -np 2 python -m ddp_gd.train"
+        )
     x, y, sample_weight = task.data["training"]
     history = fit(
         model,
@@ -64,7 +79,7 @@ def run(config: TrainConfig) -> None:
         batch_size=config.batch_size,
         epochs=config.epochs,
         verbose=config.verbose if config.verbose == "auto" else int(config.verbose),
-        callbacks=[times],
+        callbacks=callbacks,
         validation_data=task.data.get("validation"),
         sample_weight=sample_weight,
         micro_batch_size=config.micro_batch_size,
@@ -72,6 +87,7 @@ def run(config: TrainConfig) -> None:
         checkpoint=checkpoint,
     )
 
+    communicator.stop_timeline()
     metric = "accuracy" if task.is_classification else "mean_absolute_error"
     in_own_units = models.in_target_units(model, task.y_scaling)
     final = _evaluate(in_own_units, model.loss, metric, task.data_in_own_units())

@@ -70,9 +70,11 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The validation loss at the end, or the loss without validation; infinite if diverged."""
-        losses = self.val_loss or self.loss
-        final = math.inf if self.diverged or not losses else losses[-1]
+        """The training loss of the last epoch: what an optimizer makes small; infinite if diverged.
+
+        Not the validation loss, whose smallest value may be that of the slowest training.
+        """
+        final = math.inf if self.diverged or not self.loss else self.loss[-1]
         return final if math.isfinite(final) else math.inf
 
     @property

@@ -97,6 +97,25 @@ def new_folder(out: str | None) -> Path:
     return folder
 
 
+def require_new_file(option: str, name: str) -> None:
+    """Refuse a file that exists already, or can't be made.
+
+    Raises:
+        ConfigError: quoting the option.
+    """
+    path = Path(name)
+    if path.exists():
+        raise ConfigError(f"{option} {name} exists already; give a new file, so nothing is lost.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{option} {name} can't be written: no folder to write to there.")
+
+
+def with_folder(setting: Setting) -> Setting:
+    """The setting with its folder made now, for what is written while it trains."""
+    with _explained(setting.folder):
+        return dataclasses.replace(setting, folder=_make(setting.folder))
+
+
 def _numbered(folder: Path) -> Iterator[Path]:
     yield folder
     for number in itertools.count(2):
@@ -172,7 +191,7 @@ def write(
         The folder they are in.
     """
     with _explained(setting.folder):
-        folder = _make(setting.folder)
+        folder = setting.folder if setting.config.tensorboard else _make(setting.folder)
         with (folder / "history.csv").open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["epoch", *history])

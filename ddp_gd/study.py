@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -55,16 +56,19 @@ def run(options: StudyConfig) -> None:
     job = launch()
     records = Records(options.out)
     if job.size > 1:
+        # They import TensorFlow. An error after init() ends all workers, and is shown once.
+        importlib.import_module(".runtime", __package__).init()
         if options.workers not in (None, (job.size,)):
             raise ConfigError(
                 f"--workers {' '.join(map(str, options.workers or ()))} can't be had in a job of "
                 f"{job.size}: leave it out, or start the study without horovodrun."
             )
         workers: tuple[int, ...] = (job.size,)
-        importlib.import_module(".trials", __package__).run(options)  # imports TensorFlow
+        importlib.import_module(".trials", __package__).run(options)
         if job.rank > 0:
             return
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the job, too
         workers = options.workers or (1, 2)
         records.require_same(setting(options))
         everything = trials(options, workers)
@@ -128,16 +132,16 @@ def _summary(results: Sequence[Result]) -> Iterator[list[str]]:
         "batch size",
         "best lr",
         "updates",
-        *(["val_loss"] if validated else []),
         "loss",
+        *(["val_loss"] if validated else []),
         *(f"rows/s, {count} worker{'s' * (count > 1)}" for count in counts),
     ]
     rows = []
     for best in best_of_each(results):
         same = [r for r in results if _but_workers(r) == _but_workers(best)]
         speeds = {r.trial.workers: r.rows_per_second for r in same}
-        losses = [-(best.val_loss or [math.nan])[-1]] if validated else []
-        losses.append(-(best.loss or [math.nan])[-1])
+        losses = [-(best.loss or [math.nan])[-1]]
+        losses += [-(best.val_loss or [math.nan])[-1]] if validated else []
         if not math.isfinite(best.score):
             losses = [math.nan] * len(losses)
         head = [best.trial.optimizer, str(best.trial.batch_size), f"{best.trial.lr:g}"]
@@ -187,7 +191,7 @@ def _print_table(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip())
-    print("* best of its column; losses are after the last epoch")
+    print("* best of its column; best lr: lowest loss in the last epoch")
 
 
 def _say(text: str) -> None:

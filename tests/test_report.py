@@ -8,10 +8,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import keras
 import pytest
+import tensorflow as tf
 from jobs import run_job
 
-from ddp_gd import report
+from ddp_gd import report, runtime, train
+from ddp_gd.hooks import Hooks
 from ddp_gd.plan import Plan
 
 HOSTILE = "<script>alert(1)</script>\"'&$_<img src=x onerror=alert(2)>日本"
@@ -20,8 +23,10 @@ HOSTILE = "<script>alert(1)</script>\"'&$_<img src=x onerror=alert(2)>日本"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a training with two workers: 4 epochs, 7 rows in the last step."""
-    out = tmp_path_factory.mktemp("trained") / "run"
+    folder = tmp_path_factory.mktemp("trained")
+    out = folder / "run"
     arguments = ["--epochs", "4", "--batch-size", "30", "--seed", "1", "--out", str(out)]
+    arguments += ["--tensorboard", "--timeline", str(folder / "timeline.json")]
     done = run_job(2, ["-m", "ddp_gd.train", *arguments], timeout=300)
     assert done.returncode == 0, done.stderr
     return out
@@ -244,6 +249,63 @@ def test_help_and_wrong_command_lines(command, tmp_path, monkeypatch):
     assert done.status == 2
     assert "--out x.pdf must end in .html" in " ".join(done.err.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
+
+
+# What else a training may leave
+
+
+@pytest.mark.jobs
+def test_tensorboard_has_the_losses_of_the_epochs(trained):
+    """The event files hold every epoch's loss, training and validation, in the place of its own."""
+    with (trained / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    for part, column in (("train", "loss"), ("validation", "val_loss")):
+        (path,) = (trained / "tensorboard" / part).iterdir()
+        found = {}
+        for record in tf.data.TFRecordDataset([str(path)]).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag == "epoch_loss":
+                    found[event.step] = float(tf.make_ndarray(value.tensor))
+        expected = {epoch: float(row[column]) for epoch, row in enumerate(history)}
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.jobs
+def test_timeline_has_every_reduction(trained):
+    """Horovod's timeline is whole JSON, and both workers are seen in each step's reduction."""
+    events = json.loads((trained.parent / "timeline.json").read_text())
+    names = [event.get("name") for event in events]
+    assert names.count("MPI_ALLREDUCE") >= 4 * 14
+    assert names.count("NEGOTIATE_ALLREDUCE") == names.count("ALLREDUCE")
+    assert {"0", "1"} <= set(names)
+
+
+def test_timeline_needs_horovod_and_a_new_file(tmp_path, monkeypatch, capsys):
+    """One process has no timeline, and a file that exists is not written over."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOROVOD_TIMELINE", raising=False)
+    (tmp_path / "old.json").write_text("kept")
+    for name, message in (("t.json", "--timeline t.json needs Horovod"), ("old.json", "exists")):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "1", "--timeline", name])
+        with pytest.raises(SystemExit) as end:
+            train.main()
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "every_step"),
+    [({}, False), ({"update_freq": 5}, True), ({"profile_batch": (2, 3)}, True)],
+)
+def test_tensorboard_lets_many_steps_be_one_call(options, every_step, tmp_path):
+    """TensorBoard sees every batch only where it writes about batches."""
+    callback = keras.callbacks.TensorBoard(tmp_path, **options)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    hooks = Hooks(runtime.communicator(), model, [callback], 0, epochs=1, steps=1)
+    assert hooks.every_step == every_step
 
 
 # In a browser

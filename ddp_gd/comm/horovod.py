@@ -115,6 +115,15 @@ class HorovodCommunicator:
         """Measure the collectives of the graphs traced from now on."""
         return self._order.measure()
 
+    def start_timeline(self, path: str) -> bool:
+        """Start Horovod's timeline, which `environment.allow_timeline` made possible."""
+        hvd.start_timeline(path)
+        return True
+
+    def stop_timeline(self) -> None:
+        """Stop Horovod's timeline."""
+        hvd.stop_timeline()
+
     def open_board(self, length: int) -> Board | None:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""
         if not hvd.mpi_enabled():

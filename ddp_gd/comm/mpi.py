@@ -114,6 +114,13 @@ class MpiCommunicator:
         """Measure the collectives of the graphs traced from now on."""
         return self._order.measure()
 
+    def start_timeline(self, path: str) -> bool:
+        """There is none."""
+        return False
+
+    def stop_timeline(self) -> None:
+        """There is none."""
+
     def open_board(self, length: int) -> Board | None:
         """Open a board over MPI."""
         return board.open_board(length)

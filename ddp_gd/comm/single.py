@@ -53,5 +53,12 @@ class SingleCommunicator:
         """There are no collectives to wait for."""
         return lambda: 0.0
 
+    def start_timeline(self, path: str) -> bool:
+        """There is none."""
+        return False
+
+    def stop_timeline(self) -> None:
+        """There is none."""
+
     def open_board(self, length: int) -> None:
         """There is nobody to send messages to."""

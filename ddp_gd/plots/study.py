@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,12 @@ def _losses(row: Sequence[Axes], best: Sequence[Result]) -> None:
             if result.val_loss:
                 axes.plot(x, result.val_loss, ls="--", lw=1, alpha=0.7, **looks)
     validated = any(result.val_loss for _, result in trained)
-    highest = max((max(r.loss[0], *r.val_loss[:1]) for _, r in trained), default=1.0)
+    firsts = [max(r.loss[0], *r.val_loss[:1]) for _, r in trained] or [1.0]
+    # One that began badly would hide the others.
+    highest = min(max(firsts), 2 * abs(statistics.median(firsts)))
     lowest = min((min([*r.loss, *r.val_loss]) for _, r in trained), default=0.0)
     for axes, unit in zip(row, ("epochs", "updates", "seconds of training"), strict=True):
-        axes.set_ylim(min(0.0, lowest), highest + abs(highest) / 20)
+        axes.set_ylim(min(0.0, lowest), highest + (abs(highest) or 1.0) / 20)
         style.finish(axes, unit, "loss" + " (dashed: validation)" * validated)
     row[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axes in row[1:]:
@@ -86,9 +89,12 @@ def _rates(axes: Axes, results: Sequence[Result]) -> None:
         axes.set_ylim(
             min(0.0, *finals), min(max(finals), 1.2 * max(min(first), min(finals))) * 1.05
         )
+    diverged = [result.trial.lr for result in results if not math.isfinite(result.score)]
+    if diverged:
+        top: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(diverged, [1.0] * len(diverged), "kx", label="diverged", **top)
     axes.set_xscale("log")
-    validated = any(result.val_loss for result in results)
-    style.finish(axes, "learning rate", f"{'validation ' * validated}loss at the end")
+    style.finish(axes, "learning rate", "loss of the last epoch")
     axes.legend(title="batch size", fontsize="small", title_fontsize="small")
 
 
