@@ -175,7 +175,7 @@ def _rule(results: Sequence[Result]) -> Iterator[str]:
         for result in trained:
             linear = first.trial.lr * result.batch_rows / first.batch_rows
             nearest = min(rates, key=lambda rate: abs(math.log(rate / linear)))
-            if linear > rates[-1] * 2:
+            if linear > rates[-1] * 2 and result.trial.lr == rates[-1]:
                 verdict = "larger than every one tried"
             elif nearest == result.trial.lr:
                 verdict = "the nearest one tried was best"
