@@ -125,6 +125,17 @@ def best_of_each(results: Sequence[Result]) -> list[Result]:
     return list(best.values())
 
 
+def speed(results: Sequence[Result], like: Result, workers: int) -> float:
+    """Rows a second of so many workers, with the optimizer and batch size of `like`.
+
+    The median over the learning rates, which don't matter for it; NaN if all diverged at once.
+    """
+    key = like.trial.optimizer, like.batch_rows
+    same = (r for r in results if r.trial.workers == workers)
+    speeds = [r.rows_per_second for r in same if (r.trial.optimizer, r.batch_rows) == key]
+    return statistics.median([value for value in speeds if math.isfinite(value)] or [math.nan])
+
+
 class Records:
     """The folder of a study.
 

@@ -142,7 +142,7 @@ def comparison(runs: Sequence[Run]) -> str:
         if len(set(prints)) == len(runs)
         else "Some fingerprints are equal: these runs' weights are the same to the last bit."
     )
-    seconds = [[_seconds(epoch) for epoch in _epochs(run)] for run in runs]
+    seconds = [[_seconds(epoch) for epoch in _epochs(run)] or [0.0] for run in runs]
     sections = [
         Section(
             "Runs",
@@ -222,7 +222,8 @@ def _finals(runs: Sequence[Run]) -> Table:
             cells = [f"{n:.6g}" if is_finite(n) else "not a finite number" for n in numbers]
             rows.append([f"{part} {name}", *cells])
     head = ["", *map(str, range(1, len(runs) + 1))] if len(runs) > 1 else []
-    return Table(rows, head, "At the end, in the target's own units")
+    normalised = any("normalised" in run.record["unit"] for run in runs)
+    return Table(rows, head, "At the end" + ", in the target's own units" * normalised)
 
 
 def _curves(runs: Sequence[Run]) -> Section:
@@ -248,11 +249,14 @@ def _curves(runs: Sequence[Run]) -> Section:
             f"{number + 1}",
             [epoch[0]["learning_rate"] for epoch in _epochs(run)],
             number,
+            first=int(_epochs(run)[0][0]["epoch"]),
             width=_width(number, runs),
         )
         for number, run in enumerate(runs)
+        if run.times
     ]
-    figures.append(_picture("Learning rate at the end of each epoch", rates, "learning rate"))
+    if rates:
+        figures.append(_picture("Learning rate at the end of each epoch", rates, "learning rate"))
     text = "Training values are means over an epoch while the weights change; validation values "
     return Section("Curves", [text + "are of its end."], figures=figures)
 
@@ -302,6 +306,8 @@ _TIME_TEXT = (
 def _time(run: Run) -> Section:
     """How each worker spent an epoch."""
     epochs = _epochs(run)
+    if not epochs:
+        return Section("Time", ["No epoch was trained: the training had ended when it was saved."])
     counted = epochs[1:] or epochs
     workers = [
         {name: statistics.fmean(epoch[w][name] for epoch in counted) for name in counted[0][w]}
@@ -348,7 +354,8 @@ def _seconds(epoch: Sequence[Mapping[str, float]]) -> float:
 
 def _mean(run: Run, part: str) -> float:
     epochs = _epochs(run)
-    return statistics.fmean(worker[part] for epoch in epochs[1:] or epochs for worker in epoch)
+    values = [worker[part] for epoch in epochs[1:] or epochs for worker in epoch]
+    return statistics.fmean(values or [0.0])
 
 
 def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

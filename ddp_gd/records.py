@@ -45,7 +45,8 @@ class Run:
         record: config.json.
         history: loss and metrics after each epoch; what isn't one number an epoch is left out.
         times: a row for each epoch and worker: `epoch`, `worker`, `learning_rate`, `seconds`, and
-            the parts of these (see `times.Times`).
+            the parts of these (see `times.Times`). Of a training that went on with a saved one,
+            only the epochs since then.
         plan: the steps of an epoch.
     """
 
@@ -107,6 +108,8 @@ def _history(path: Path) -> dict[str, list[float]]:
     names, rows = _table(path)
     if names[:1] != ["epoch"] or "loss" not in names:
         raise _damaged(path, f"its columns are {', '.join(names)}, without 'epoch' or 'loss'")
+    if not rows:
+        raise _damaged(path, "it has no row")
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     return {
         name: [_number(path, name, cell) for cell in cells]
@@ -136,8 +139,6 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
             names, *rows = csv.reader(file)
     except (OSError, ValueError, csv.Error) as error:
         raise _damaged(path, str(error)) from error
-    if not rows:
-        raise _damaged(path, "it has no row")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
             raise _damaged(path, f"row {number} has {len(row)} cells, not {len(names)}")

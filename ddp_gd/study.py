@@ -22,7 +22,7 @@ from .comm.environment import launch
 from .command import main as run_command
 from .config import StudyConfig
 from .errors import ConfigError
-from .grid import Records, Result, best_of_each, setting, trials
+from .grid import Records, Result, best_of_each, setting, speed, trials
 
 _COLUMNS: dict[str, Callable[[Result], object]] = {
     "workers": lambda r: r.trial.workers,
@@ -138,15 +138,14 @@ def _summary(results: Sequence[Result]) -> Iterator[list[str]]:
     ]
     rows = []
     for best in best_of_each(results):
-        same = [r for r in results if _but_workers(r) == _but_workers(best)]
-        speeds = {r.trial.workers: r.rows_per_second for r in same}
+        speeds = {count: speed(results, best, count) for count in counts}
         losses = [-(best.loss or [math.nan])[-1]]
         losses += [-(best.val_loss or [math.nan])[-1]] if validated else []
         if not math.isfinite(best.score):
             losses = [math.nan] * len(losses)
         head = [best.trial.optimizer, str(best.trial.batch_size), f"{best.trial.lr:g}"]
         head.append(str(best.updates * len(best.loss)))
-        rows.append((head, [*losses, *(speeds.get(count, math.nan) for count in counts)]))
+        rows.append((head, [*losses, *speeds.values()]))
     columns = zip(*(numbers for _, numbers in rows), strict=True)
     most = [max((v for v in column if not math.isnan(v)), default=0) for column in columns]
     for head, numbers in rows:
@@ -155,10 +154,6 @@ def _summary(results: Sequence[Result]) -> Iterator[list[str]]:
             for v, top in zip(numbers, most, strict=True)
         ]
         yield [*head, *cells]
-
-
-def _but_workers(result: Result) -> tuple[str, int, float]:
-    return result.trial.optimizer, result.batch_rows, result.trial.lr
 
 
 def _rule(results: Sequence[Result]) -> Iterator[str]:

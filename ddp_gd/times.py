@@ -62,7 +62,7 @@ class Times(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the learning rate, before a schedule changes it for the next epoch."""
         if self._row is not None:
-            rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            rate = keras.ops.convert_to_tensor(self.model.optimizer.learning_rate).numpy()
             self._row["learning_rate"] = float(str(rate))  # 0.01 in float32 is 0.01
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import keras
@@ -44,6 +45,8 @@ def run(options: StudyConfig) -> None:
     missing = [trial.name for trial in records.missing(everything)] if leader else []
     missing = runtime.gather_json(communicator, missing)[0]
     wanted = [trial for trial in everything if trial.name in missing]
+    # What is loaded by now stays: looking through it for garbage would take longer than tracing.
+    gc.freeze()
     began = time.monotonic()
     for number, trial in enumerate(wanted, start=1):
         result = _train(options, task, trial)

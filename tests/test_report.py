@@ -206,6 +206,18 @@ def test_comparison(command, folder):
     assert "All fingerprints are equal" in (folder / "comparison-2.html").read_text()
 
 
+@pytest.mark.jobs
+def test_training_that_had_ended(command, folder):
+    """A training that was resumed after its end has a page without times, and can be compared."""
+    path = folder / "a run" / "times.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert command("a run").status == 0
+    page = Page(folder / "a run" / "report.html")
+    assert "No epoch was trained" in page.text
+    assert page.tags.count("img") == 2  # loss and shares
+    assert command("a run", "a run").status == 0
+
+
 DAMAGE = {
     "no folder": (None, "", "RUN a run is no folder"),
     "no history": ("history.csv", None, "has no history.csv"),

@@ -186,8 +186,9 @@ def test_what_was_found(capsys):
     """The table marks the best of each column, and the linear rule is judged by what was tried."""
     results = [
         *(result(1, 0.01, 0.5), result(1, 0.1, 0.6), result(1, 1.0, 0.1, diverged="NaN")),
-        *(result(10, 0.01, 0.9), result(10, 0.1, 0.4, seconds=0.5), result(10, 1.0, 0.8)),
-        *(result(100, 0.01, 0.9), result(100, 0.1, 0.7, seconds=0.1), result(100, 1.0, 0.8)),
+        *(result(10, lr, loss, seconds=0.5) for lr, loss in ((0.01, 0.9), (0.1, 0.4), (1.0, 0.8))),
+        *(result(100, lr, 0.9 - lr, seconds=0.1 + lr) for lr in (0.01, 0.1)),
+        result(100, 1.0, 0.8, seconds=0.1),
     ]
     rows = list(study._summary(results))
     assert rows[0] == [
@@ -202,7 +203,7 @@ def test_what_was_found(capsys):
     assert [[cell.strip() for cell in row[4:]] for row in rows[1:]] == [
         ["0.5", "0.5", "100"],
         ["0.4 *", "0.4 *", "200"],
-        ["0.7", "0.7", "1000 *"],
+        ["0.8", "0.8", "909.1 *"],
     ]
     verdicts = [line.split("  ")[-1].strip() for line in study._rule(results)][1:]
     assert [verdict[-30:] for verdict in verdicts] == [

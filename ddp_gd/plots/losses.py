@@ -18,9 +18,10 @@ class Curve(NamedTuple):
 
     Attributes:
         label: for the legend.
-        values: of the epochs 1, 2, 3, ...; what is not finite is left out.
+        values: of one epoch after the other; what is not finite is left out.
         number: of the colour, from 0.
         dashed: drawn as validation is.
+        first: the epoch of the first value.
         width: of the line; wide ones can be seen behind narrow ones that lie on them.
     """
 
@@ -28,6 +29,7 @@ class Curve(NamedTuple):
     values: Sequence[float]
     number: int = 0
     dashed: bool = False
+    first: int = 1
     width: float = 1.5
 
 
@@ -51,7 +53,7 @@ def draw_epochs(curves: Sequence[Curve], unit: str, figure: Figure) -> Figure:
     values = [np.where(np.isfinite(curve.values), curve.values, np.nan) for curve in curves]
     for curve, heights in zip(curves, values, strict=True):
         axes.plot(
-            range(1, len(heights) + 1),
+            range(curve.first, curve.first + len(heights)),
             heights,
             color=style.COLOURS[curve.number % len(style.COLOURS)],
             marker=style.MARKERS[curve.number % len(style.MARKERS)] if len(heights) < 20 else "",

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib.ticker
 from matplotlib.axes import Axes
 
-from ddp_gd.grid import Result, best_of_each
+from ddp_gd.grid import Result, best_of_each, speed
 
 from . import style
 
@@ -33,7 +33,7 @@ def draw_study(results: Sequence[Result], path: Path) -> None:
         _losses(axes[0], best)
         _rates(axes[1, 0], own)
         _scaling(axes[1, 1], own, best)
-        _speed(axes[1, 2], own)
+        _speed(axes[1, 2], own, best)
     style.save(figure, path, dpi=100)
 
 
@@ -118,17 +118,13 @@ def _scaling(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> N
     axes.legend(fontsize="small")
 
 
-def _speed(axes: Axes, results: Sequence[Result]) -> None:
+def _speed(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> None:
     """Rows per second against the batch size, for each number of workers."""
     for number, workers in enumerate(sorted({result.trial.workers for result in results})):
-        speeds: dict[int, list[float]] = {}
-        for result in results:
-            if result.trial.workers == workers and math.isfinite(result.rows_per_second):
-                speeds.setdefault(result.batch_rows, []).append(result.rows_per_second)
-        places = sorted(speeds)
+        places = sorted(best, key=lambda result: result.batch_rows)
         axes.plot(
-            places,
-            [sorted(speeds[place])[len(speeds[place]) // 2] for place in places],
+            [result.batch_rows for result in places],
+            [speed(results, result, workers) for result in places],
             color=_colour(number),
             marker=_marker(number),
             ls=style.DASHES[number % len(style.DASHES)],
