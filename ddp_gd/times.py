@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from . import runtime
 from .comm.base import Communicator
 from .loop import Loop
 from .records import PARTS
@@ -38,7 +39,7 @@ class Times(keras.callbacks.Callback):
     def watch(self, communicator: Communicator, loop: Loop) -> None:
         """Measure this loop from now on; before its first step."""
         self._loop = loop
-        self._in_collectives: Callable[[], float] = communicator.measure()
+        self._in_collectives: Callable[[], float] = communicator.measure(runtime.is_bitwise())
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Start the clocks."""

@@ -97,8 +97,11 @@ class Communicator(Protocol):
         """
         ...
 
-    def measure(self) -> Callable[[], float]:
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs that are traced from now on. Not collective.
+
+        Args:
+            deterministic: whether TensorFlow's operations are: its own clock isn't among them.
 
         Returns:
             What tells how many seconds this worker has spent in them so far, from when its own

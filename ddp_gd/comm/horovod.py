@@ -111,9 +111,9 @@ class HorovodCommunicator:
         finally:
             os._exit(code)
 
-    def measure(self) -> Callable[[], float]:
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs traced from now on."""
-        return self._order.measure()
+        return self._order.measure(deterministic)
 
     def start_timeline(self, path: str) -> bool:
         """Start Horovod's timeline, which `environment.allow_timeline` made possible."""

@@ -110,9 +110,9 @@ class MpiCommunicator:
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)
 
-    def measure(self) -> Callable[[], float]:
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs traced from now on."""
-        return self._order.measure()
+        return self._order.measure(deterministic)
 
     def start_timeline(self, path: str) -> bool:
         """There is none."""

@@ -49,7 +49,7 @@ class SingleCommunicator:
         sys.stderr.flush()
         os._exit(code)
 
-    def measure(self) -> Callable[[], float]:
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """There are no collectives to wait for."""
         return lambda: 0.0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from ddp_gd.comm.attendance import Attendance
@@ -59,9 +61,11 @@ class ProgramOrder:
         self._attendance = attendance
         self._zero: tf.Variable | None = None  # always 0, but no optimizer can know
         self._seconds: tf.Variable | None = None
+        self._clock: Callable[[], Tensor] = tf.timestamp
 
-    def measure(self) -> Callable[[], float]:
+    def measure(self, deterministic: bool) -> Callable[[], float]:
         """Measure the collectives of the graphs traced from now on, see `Communicator.measure`."""
+        self._clock = _python_clock if deterministic else tf.timestamp
         if self._seconds is None:
             with tf.init_scope(), tf.device("/cpu:0"):
                 self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
@@ -91,7 +95,7 @@ class ProgramOrder:
         zero = self._zero.read_value()
         # The whole tensor, uncopied; but no constant, because it starts where a variable says.
         inputs = [tf.slice(t, tf.fill([t.shape.rank], zero), [-1] * t.shape.rank) for t in tensors]
-        began = [] if self._seconds is None else [_timestamp(inputs)]
+        began = [] if self._seconds is None else [self._read_clock(inputs)]
         # Where the ops of several buffers run beside each other, the first need not wait for the
         # last; an op that blocks its thread must let the clock be read before.
         with tf.control_dependencies([] if overlapping else began):
@@ -101,14 +105,19 @@ class ProgramOrder:
         with tf.control_dependencies([used]):
             self._zero.assign(0, read_value=False)
         if self._seconds is not None:
-            self._seconds.assign_add(_timestamp([used]) - began[0], read_value=False)
+            self._seconds.assign_add(self._read_clock([used]) - began[0], read_value=False)
         return results
 
+    def _read_clock(self, after: Sequence[Tensor]) -> Tensor:
+        """Seconds, read when all of `after` are there."""
+        with tf.control_dependencies(after):
+            return self._clock()
 
-def _timestamp(after: Sequence[Tensor]) -> Tensor:
-    """Seconds since 1970, read when all of `after` are there."""
-    with tf.control_dependencies(after):
-        return tf.timestamp()
+
+def _python_clock() -> Tensor:
+    """`tf.timestamp()` where TensorFlow refuses that: with deterministic operations."""
+    seconds = tf.numpy_function(lambda: np.float64(time.time()), [], tf.float64)
+    return tf.ensure_shape(seconds, [])
 
 
 @tf.autograph.experimental.do_not_convert
