@@ -72,7 +72,8 @@ def run(options: StudyConfig) -> None:
         workers = options.workers or (1, 2)
         records.require_same(setting(options))
         everything = trials(options, workers)
-        _say(f"{len(everything)} trainings, {len(records.missing(everything))} to do")
+        to_do = len(records.missing(everything))
+        print(f"{len(everything)} trainings, {to_do} to do", flush=True)
         for count in workers:
             if records.missing(trials(options, [count])):
                 _start(options, count, records)
@@ -187,10 +188,6 @@ def _print_table(rows: list[list[str]]) -> None:
     for row in rows:
         print("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip())
     print("* best of its column; best lr: lowest loss in the last epoch")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

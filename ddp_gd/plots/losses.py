@@ -57,7 +57,7 @@ def draw_epochs(curves: Sequence[Curve], unit: str, figure: Figure) -> Figure:
             heights,
             color=style.COLOURS[curve.number % len(style.COLOURS)],
             marker=style.MARKERS[curve.number % len(style.MARKERS)] if len(heights) < 20 else "",
-            markersize=2.5 * curve.width,
+            markersize=2.5 + curve.width,
             linewidth=curve.width,
             ls="--" if curve.dashed else "-",
             label=curve.label,
@@ -68,6 +68,8 @@ def draw_epochs(curves: Sequence[Curve], unit: str, figure: Figure) -> Figure:
     axes.set_ylim(low - margin * (low < 0), high + margin)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     style.finish(axes, "epoch", style.plain(unit))
-    if len(curves) > 1:
+    if len(curves) > 2:  # no room beside the curves
+        figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    elif len(curves) == 2:
         axes.legend()
     return figure
