@@ -84,7 +84,7 @@ class Cache:
         if time.time_ns() - max(before[2:4]) > _RACY:
             with contextlib.suppress(OSError):
                 _make_private(note.parent)
-                _write(note, {"identity": before, "sha256": digest})
+                write_json(note, {"identity": before, "sha256": digest})
         yield digest
 
     def find(self, key: str) -> Path | None:
@@ -100,7 +100,7 @@ class Cache:
                 for name, expected in files.items():
                     if _values_sha256(entry / name, expected["offset"]) != expected["sha256"]:
                         raise ValueError(f"{name} has another checksum")
-                _write(entry / _SEEN, identities)
+                write_json(entry / _SEEN, identities)
             os.utime(entry / _RECORD)
         except FileNotFoundError:
             if not entry.exists():
@@ -156,8 +156,8 @@ class Cache:
                 "DDP_GD_CACHE_BYTES, or do without (--no-cache, cache=False)"
             )
         record = record | {"files": files}
-        _write(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
-        _write(folder / _SEEN, {name: identity(folder / name) for name in files})
+        write_json(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
+        write_json(folder / _SEEN, {name: identity(folder / name) for name in files})
         _sync(folder)
         entry = self.folder / key
         try:
@@ -249,7 +249,7 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _write(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "w") as file:

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from .comm.environment import launch
-from .errors import DdpGdError
+from .errors import DdpGdError, exit_status
 
 
 def main(config: type, command: str, module: str) -> None:
@@ -25,9 +25,8 @@ def main(config: type, command: str, module: str) -> None:
     """
     options = _parse(config, f"python -m ddp_gd.{command}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the CPU and absent GPUs
-    # They import TensorFlow: not for --help.
+    # Most import TensorFlow: not for --help.
     run = importlib.import_module(f".{module}", __package__).run
-    exit_status = importlib.import_module(".runtime", __package__).exit_status
     try:
         run(options)
     except (DdpGdError, KeyboardInterrupt) as error:

@@ -1,4 +1,4 @@
-"""What can be set on the command lines of `python -m ddp_gd.train`, `.predict` and `.contrast`.
+"""What can be set on the command lines of `python -m ddp_gd.train` and the other commands.
 
 Each field is documented here and nowhere else: this text is what `--help` prints.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
+
+import tyro
 
 from .errors import ConfigError
 
@@ -122,6 +124,13 @@ class TrainConfig:
     """Go on from the newest checkpoint in the --checkpoint folder, with any number of workers, or
     begin if there is none. Data and settings must be the same, but --epochs may be more."""
 
+    tensorboard: bool = False
+    """Write what TensorBoard shows into the folder tensorboard of the results, while it trains."""
+
+    timeline: str | None = None
+    """New .json file for Horovod's timeline: what each collective waited for and took. See
+    docs/timeline.md."""
+
     out: str | None = None
     """Folder for the results; it must be new or empty. Default: a new one under runs/."""
 
@@ -154,6 +163,8 @@ class TrainConfig:
         for name in ("checkpoint_steps", "checkpoint_seconds", "resume"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ConfigError(f"{_option(name)} needs --checkpoint FOLDER.")
+        if self.timeline is not None and not self.timeline.lower().endswith(".json"):
+            raise ConfigError(f"--timeline {self.timeline} must end in .json.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
 
@@ -245,6 +256,113 @@ class ContrastConfig:
             raise ConfigError(f"--workers is {self.workers}; there must be 2 or more to contrast.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"--lr is {self.lr}; it must be a number above 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Train every combination of batch size, learning rate, optimizer and number of workers once.
+
+    Alone, `python -m ddp_gd.study` starts a job for each number of workers itself; under
+    `horovodrun -np N` it trains with those N. Run again, it goes on with what is missing.
+    """
+
+    batch_sizes: tuple[int | Literal["full"], ...] = (1, 4, 20, 100, "full")
+    """Observations averaged into one update."""
+
+    lr: tuple[float, ...] = (0.003, 0.03, 0.3)
+    """Learning rates."""
+
+    optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = ("sgd", "adam")
+    """Keras's optimizers of these names."""
+
+    workers: tuple[int, ...] | None = None
+    """Numbers of workers; default: 1 and 2, or those of the job that this runs in."""
+
+    epochs: int = 10
+    """Passes over the training data, at least 2: the first one is not timed, since it includes
+    building TensorFlow's graphs."""
+
+    out: str = "runs/study"
+    """Folder for the results and the record of each training."""
+
+    data: tuple[str, ...] = ("diabetes",)
+    """What to train on, as in ddp_gd.train; so are the options below."""
+
+    target: tuple[str, ...] = ()
+    """Column to predict, or several."""
+
+    features: tuple[str, ...] = ()
+    """Columns to predict from; default: all others."""
+
+    sample_weight: str | None = None
+    """Column with the weight of each row."""
+
+    categorical: tuple[str, ...] = ()
+    """Columns to take as categories although they hold numbers."""
+
+    missing: Literal["error", "drop", "mean"] = "error"
+    """What to do with rows that have missing cells."""
+
+    model: str = "mlp"
+    """`linear`, `mlp`, or path/to/file.py:function, which returns a model that isn't compiled."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer of `mlp`."""
+
+    loss: str = "auto"
+    """Name of a Keras loss."""
+
+    validation_split: float = 0.1
+    """Fraction of the rows kept for validation; 0 keeps none."""
+
+    seed: int = 0
+    """Of initial weights, split and order of rows: the same in every training."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_sizes", "lr", "optimizers", "workers"):
+            values = getattr(self, name)
+            if values is None and name == "workers":
+                continue
+            if not values:
+                raise ConfigError(f"{_option(name)} is empty; give one value or more.")
+            if len(set(values)) < len(values):
+                listed = " ".join(map(str, values))
+                raise ConfigError(f"{_option(name)} {listed} names a value twice; name it once.")
+        for name in ("batch_sizes", "workers"):
+            for value in getattr(self, name) or ():
+                if isinstance(value, int) and value < 1:
+                    raise ConfigError(f"{_option(name)} has {value}; it must be at least 1.")
+        if self.epochs < 2:
+            raise ConfigError(f"--epochs is {self.epochs}; it must be at least 2: see --help.")
+        for rate in self.lr:
+            self.training(self.batch_sizes[0], rate, self.optimizers[0])  # checks the rest
+
+    def training(self, batch_size: int | Literal["full"], lr: float, optimizer: Any) -> TrainConfig:
+        """The options of one of the trainings."""
+        same = {field.name for field in dataclasses.fields(TrainConfig)} - {"out", "lr"}
+        common = {name: value for name, value in vars(self).items() if name in same}
+        return TrainConfig(**common, batch_size=batch_size, lr=lr, optimizer=optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Draw a page about a training from what it left in its folder, or compare several.
+
+    Nothing is trained. The page is one file, which needs no network to be looked at.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders with the results of `python -m ddp_gd.train`."""
+
+    out: str | None = None
+    """The page, a new .html file. Default: report.html in the folder of the one run, which is
+    drawn anew, or for several runs a new comparison.html here."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("Name at least one RUN: a folder that ddp_gd.train wrote.")
+        if self.out is not None and not self.out.lower().endswith(".html"):
+            raise ConfigError(f"--out {self.out} must end in .html.")
 
 
 def _option(name: str) -> str:

@@ -51,3 +51,10 @@ class NumericsError(DdpGdError, ArithmeticError):
 
 class CheckpointError(DdpGdError, RuntimeError):
     """A checkpoint that can't be written or read, or is of another training."""
+
+
+def exit_status(error: BaseException) -> int:
+    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, DdpGdError) and not isinstance(error, LaunchError) else 1

@@ -121,14 +121,25 @@ def _attributes(callback: Any) -> dict[str, Any]:
 
 
 def _has_batch_hooks(callbacks: list[Any]) -> bool:
-    # Keras marks the hooks that a callback doesn't override. Its progress bar is content with the
-    # last of several steps.
+    # Keras marks the hooks that a callback doesn't override.
     return any(
         not getattr(getattr(callback, hook), "_is_default", False)
         for callback in callbacks
-        if not isinstance(callback, keras.callbacks.ProgbarLogger)
+        if not _is_content_with_some(callback)
         for hook in _BATCH_HOOKS
     )
+
+
+def _is_content_with_some(callback: Any) -> bool:
+    """Tell whether a callback's hooks for batches lose nothing if not every batch calls them.
+
+    The progress bar shows the last of several. TensorBoard writes nothing about batches, unless it
+    was told to.
+    """
+    if type(callback) is keras.callbacks.TensorBoard:
+        epochs_only = callback.update_freq == "epoch" and not callback.write_steps_per_second
+        return epochs_only and not getattr(callback, "_should_trace", True)
+    return isinstance(callback, keras.callbacks.ProgbarLogger)
 
 
 def _verbosity(verbose: int | str, communicator: Communicator) -> int:

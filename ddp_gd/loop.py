@@ -78,6 +78,10 @@ class Loop:
         steps: the model's compiled steps.
         source: the rows of each step.
         communicator: the workers.
+
+    Attributes:
+        seconds_running: how long `run` has been in TensorFlow, collectives included.
+        seconds_waiting: how long it has waited for rows.
     """
 
     def __init__(self, steps: Steps, source: Source, communicator: Communicator):
@@ -89,6 +93,8 @@ class Loop:
         self._pauses: list[int] = []
         self._steps_per_call = 1
         self._measured = False
+        self.seconds_running = 0.0
+        self.seconds_waiting = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -152,7 +158,9 @@ class Loop:
         part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
         which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
         attendance.where = f"{which} of {part}"
+        began = time.perf_counter()
         shares, rows = self._reading()
+        self.seconds_waiting += time.perf_counter() - began
         if ask_to_stop:
             self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
@@ -163,7 +171,9 @@ class Loop:
             made = int(result.steps)
             rows_of_last = int(shares.batch_rows[made - 1])
             self._report(first + made - 1, rows_of_last, bool(result.share_finite))
-        self._pace(stop - first, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.seconds_running += seconds
+        self._pace(stop - first, seconds)
         return first + int(result.steps), bool(result.stop)
 
     def _call_from(self, first: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from . import bits, models, runtime
+from . import bits, models, page, runtime
 from .comm.base import Communicator
 from .config import TrainConfig
 from .data import Dataset
@@ -27,7 +27,9 @@ from .errors import ConfigError
 from .plan import Plan
 from .plots.losses import draw_losses
 from .preprocessing import Preprocessing
+from .records import RECORDS, TIMES, read_run
 from .replicas import fingerprint
+from .sources import bitwise_micro_batch_size
 
 # Losses and metrics of "training" and perhaps "validation"; None if they are not finite numbers.
 Final = Mapping[str, Mapping[str, float] | None]
@@ -62,8 +64,17 @@ class Setting:
     @property
     def plan(self) -> Plan:
         """The steps of an epoch."""
-        size = self.config.batch_size
-        return Plan(self.train_rows, self.train_rows if size == "full" else size)
+        config = self.config
+        size = self.train_rows if config.batch_size == "full" else config.batch_size
+        pieces = config.micro_batch_size
+        if pieces is None and config.bitwise:
+            pieces = bitwise_micro_batch_size(size)
+        return Plan(self.train_rows, size, pieces)
+
+    @property
+    def unit(self) -> str:
+        """What the losses of the epochs are."""
+        return "loss (of normalised targets)" if self.normalized_targets else "loss"
 
 
 def new_folder(out: str | None) -> Path:
@@ -91,6 +102,25 @@ def _is_free(folder: Path) -> bool:
     return all(entry.name == "logs" for entry in folder.iterdir())
 
 
+def require_new_file(option: str, name: str) -> None:
+    """Refuse a file that exists already, or can't be made.
+
+    Raises:
+        ConfigError: quoting the option.
+    """
+    path = Path(name)
+    if path.exists():
+        raise ConfigError(f"{option} {name} exists already; give a new file, so nothing is lost.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{option} {name} can't be written: no folder to write to there.")
+
+
+def with_folder(setting: Setting) -> Setting:
+    """The setting with its folder made now, for what is written while it trains."""
+    with explained(setting.folder):
+        return dataclasses.replace(setting, folder=make(setting.folder))
+
+
 def _numbered(folder: Path) -> Iterator[Path]:
     yield folder
     for number in itertools.count(2):
@@ -110,6 +140,11 @@ def make(chosen: Path) -> Path:
 
 def announce(setting: Setting, model: keras.Model) -> None:
     """Print what is about to be trained on what, and who computes what of it."""
+    for name, text in (_describe(setting, model) | {"results": str(setting.folder)}).items():
+        print(f"{name:<8}{text}", flush=True)
+
+
+def _describe(setting: Setting, model: keras.Model) -> dict[str, str]:
     config, dataset, plan = setting.config, setting.dataset, setting.plan
     workers = setting.communicator.size
     features = dataset.features.shape[1:]
@@ -135,11 +170,8 @@ def announce(setting: Setting, model: keras.Model) -> None:
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
         "threads": f"{runtime.intra_op_threads()} for an operation, "
         f"{runtime.inter_op_threads()} operations at once, in each worker",
-        "results": str(setting.folder),
     }
-    for name, text in lines.items():
-        if text:
-            print(f"{name:<8}{text}", flush=True)
+    return {name: text for name, text in lines.items() if text}
 
 
 def write(
@@ -148,6 +180,7 @@ def write(
     raw: keras.Model,
     history: Mapping[str, Sequence[float]],
     final: Final,
+    times: Sequence[Sequence[Mapping[str, Any]]],
 ) -> Path:
     """Write the results.
 
@@ -157,17 +190,23 @@ def write(
         raw: the same on raw features, to be saved.
         history: Keras's `History.history`.
         final: the losses at the end in the target's own units, of training and validation.
+        times: `Times.epochs` of each worker.
 
     Returns:
         The folder they are in.
     """
     with explained(setting.folder):
-        folder = make(setting.folder)
+        folder = setting.folder if setting.config.tensorboard else make(setting.folder)
         with (folder / "history.csv").open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["epoch", *history])
             for epoch, row in enumerate(zip(*history.values(), strict=True), start=1):
                 table.writerow([epoch, *map(repr, row)])
+        with (folder / "times.csv").open("w", newline="") as file:
+            rows = csv.DictWriter(file, TIMES, lineterminator="\n")
+            rows.writeheader()
+            for worker, epochs in enumerate(times):
+                rows.writerows({"worker": worker, **epoch} for epoch in epochs)
         record = {
             "config": dataclasses.asdict(setting.config),
             "seed": setting.seed,
@@ -178,6 +217,9 @@ def write(
                 "validation": len(setting.dataset.features) - setting.train_rows,
             },
             "steps_per_epoch": setting.plan.steps,
+            "micro_batch_size": setting.plan.micro_batch_size,
+            "description": _describe(setting, model),
+            "unit": setting.unit,
             "inter_op_threads": runtime.inter_op_threads(),
             "what_the_bits_depend_on": bits.facts(),
             "versions": versions(),
@@ -186,9 +228,9 @@ def write(
             "fingerprint": fingerprint(model),
         }
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-        unit = "loss (of normalised targets)" if setting.normalized_targets else "loss"
-        draw_losses(history, folder / "loss.png", unit)
+        draw_losses(history, folder / "loss.png", setting.unit)
         models.save(raw, folder / "model.keras", _about(setting, model))
+        (folder / "report.html").write_text(page.report(read_run(folder)), encoding="utf-8")
         return folder
 
 
@@ -257,7 +299,7 @@ def conclude(setting: Setting, model: keras.Model, final: Final, folder: Path) -
     for part, values in final.items():
         numbers = ", ".join(f"{_title(k, model)} {v:.6g}" for k, v in (values or {}).items())
         print(f"final   {part}{units}: {numbers or 'not a finite number'}")
-    print(f"results {folder}/: history.csv, config.json, loss.png, model.keras")
+    print(f"results {folder}/: report.html, model.keras, loss.png, {', '.join(RECORDS)}")
     print(f"fingerprint: {fingerprint(model)}", flush=True)
 
 

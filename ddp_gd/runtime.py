@@ -26,7 +26,7 @@ import tensorflow as tf
 from ddp_gd import cores, gpus
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
-from ddp_gd.errors import ConfigError, DdpGdError, LaunchError, MismatchError
+from ddp_gd.errors import ConfigError, DdpGdError, MismatchError, exit_status
 from ddp_gd.watch import Report, Watch, stall_seconds, start_limit
 
 
@@ -280,13 +280,6 @@ def _end_job_on_exception(
             abort(exit_status(error))
 
     sys.excepthook = end_job
-
-
-def exit_status(error: BaseException) -> int:
-    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, DdpGdError) and not isinstance(error, LaunchError) else 1
 
 
 def _wait_for_lower(place: Launch | Communicator) -> bool:

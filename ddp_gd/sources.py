@@ -148,8 +148,13 @@ def _batch_size(batch_size: int | str, rows: int) -> int:
     return int(batch_size)
 
 
+def bitwise_micro_batch_size(batch_size: int) -> int:
+    """Rows of a micro-batch where none were asked for: eight pieces or more, of at most 128."""
+    return max(1, min(128, batch_size // 8))
+
+
 def _micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int | None:
-    """In bitwise mode every batch has micro-batches: eight or more, of at most 128 rows."""
+    """In bitwise mode every batch has micro-batches."""
     if micro_batch_size is None and runtime.is_bitwise():
-        return max(1, min(128, batch_size // 8))
+        return bitwise_micro_batch_size(batch_size)
     return micro_batch_size

@@ -21,6 +21,7 @@ from .interrupts import Interrupts
 from .loop import Loop, Source
 from .snapshot import Position, Saver, Snapshot
 from .step import Steps
+from .times import Times
 
 
 def fit(
@@ -147,6 +148,9 @@ def fit(
             communicator, model, validation_source, terminate_on_nan, training=False
         )
 
+    for callback in hooks.own:
+        if isinstance(callback, Times):
+            callback.watch(communicator, loop)
     tracer = None
     if communicator.rank == 0 and (where := trace.folder()) is not None:
         setting = {"bitwise": runtime.is_bitwise(), "micro_batch_size": plan.micro_batch_size}

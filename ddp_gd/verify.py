@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-_LAUNCHERS = ("OMPI_COMM", "OMPI_UNIVERSE", "PMIX_", "PMI_", "MV2_", "HOROVOD_RANK", "HOROVOD_SIZE")
+from . import mpirun
+
 _TRACE = "DDP_GD_TRACE"
 
 
@@ -109,12 +108,10 @@ def _run(program: list[str], workers: int, folder: Path, main_job: bool) -> Run:
     command = [sys.executable, *program]
     if main_job:
         command += ["--out", str(folder / "out")]
-    if workers > 1:
-        command = [_mpirun(), "-np", str(workers), *command]
     began = time.perf_counter()
     done = subprocess.run(  # noqa: S603
-        command,
-        env=_environment() | {_TRACE: str(trace)},
+        mpirun.command(workers, command),
+        env=mpirun.environment() | {_TRACE: str(trace)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -139,24 +136,6 @@ def _run(program: list[str], workers: int, folder: Path, main_job: bool) -> Run:
             with np.load(file.with_suffix(".npz"), allow_pickle=False) as archive:
                 weights = [archive[name] for name in archive.files]
     return Run(workers, seconds, problem, start, steps, end, weights)
-
-
-def _mpirun() -> str:
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if not found:
-        sys.exit("verify: there is no mpirun. bash launch/setup.sh installs one.")
-    return found
-
-
-def _environment() -> dict[str, str]:
-    """This one, without what says that we are part of a job ourselves."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
-    for name in ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"):
-        environment.setdefault(f"OMPI_{name}", "1")
-    # Workers must not be bound to one core each where there are more workers than cores.
-    environment.setdefault("OMPI_MCA_hwloc_base_binding_policy", "none")
-    return environment
 
 
 def _print_table(runs: list[Run]) -> None:

@@ -198,6 +198,33 @@ def slow_workers_are_waited_for(comm: Communicator) -> None:
     assert time.monotonic() - start > 0.45
 
 
+def time_in_collectives_is_waiting_not_computing(comm: Communicator) -> None:
+    """A worker's own slowness is not measured, waiting for a slower worker is."""
+    seconds = comm.measure()
+
+    def slow(value: np.ndarray) -> np.ndarray:
+        time.sleep(0.2 if comm.rank == 0 else 0.0)
+        return value
+
+    @tf.function
+    def run() -> tf.Tensor:
+        value = tf.ones([3])
+        for _ in tf.range(3):
+            rows = tf.ensure_shape(tf.numpy_function(slow, [value], tf.float32), [3])
+            rows = comm.alltoall(rows[: comm.size], tf.ones([comm.size], tf.int32))
+            value = comm.allreduce_sum([tf.ones([3]) * tf.reduce_sum(rows) * 0 + 1])[0]
+        return value
+
+    comm.barrier()
+    same(run(), [comm.size] * 3)
+    if comm.size == 1:
+        assert seconds() == 0
+    elif comm.rank == 0:
+        assert 0 < seconds() < 0.5
+    else:
+        assert 0.3 < seconds() < 10
+
+
 def main(backend: str, size: int) -> None:
     """Run every check."""
     comm = open_communicator(backend)
@@ -214,6 +241,7 @@ def main(backend: str, size: int) -> None:
         loops_may_hold_several_collectives,
         graphs_that_differ_between_workers_still_meet,
         slow_workers_are_waited_for,
+        time_in_collectives_is_waiting_not_computing,
     ):
         check(comm)
         if "-v" in sys.argv:

@@ -15,10 +15,11 @@ ORDER = """
 errors tree cores interrupts
 config
 cache csvfiles selection
-parquetfiles
+parquetfiles grid
 tables
 arrayfiles request
 plan split data progress bits checkpoint
+records
 preprocessing
 comm.attendance comm.environment
 comm.base
@@ -35,20 +36,22 @@ losses state reduction gradientnoise
 step
 loop
 replicas
-sources trace
+sources trace times
 hooks
 snapshot
 training prediction
 models
-schemes
+schemes task
 measures
 plots.style
-plots.losses plots.contrast
+plots.losses plots.workers plots.contrast plots.study
+page
 results
 experiment inference comparison
-command
+command mpirun
+trials
 contrast verify study
-train predict
+train predict report
 """
 LINE = {name: i for i, names in enumerate(ORDER.split("\n")) for name in names.split()}
 MODULES = {
@@ -58,7 +61,7 @@ MODULES = {
 ONLY_IN = {
     "horovod": {"comm.horovod"},
     "mpi4py": {"comm.mpi", "comm.board"},
-    "matplotlib": {"plots.style", "plots.losses", "plots.contrast"},
+    "matplotlib": {f"plots.{name}" for name in ["style", "losses", "workers", "contrast", "study"]},
 }
 LIGHT = {"errors", "config", "plan", "split", "comm", "comm.base", "comm.environment"}
 

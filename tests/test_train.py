@@ -168,9 +168,12 @@ def test_config_json_records_the_run(four_workers):
 
 @pytest.mark.jobs
 def test_results_hold_what_a_user_needs(four_workers):
-    """The folder holds the history, the settings, a picture and the model, and nothing else."""
+    """The folder holds the history, times, settings, picture, page and model, and nothing else."""
     names = {path.name for path in four_workers.results.iterdir()}
-    assert names == {"history.csv", "config.json", "loss.png", "model.keras"}
+    assert names == {
+        *("history.csv", "times.csv", "config.json", "model.keras"),
+        *("loss.png", "report.html"),
+    }
     assert (four_workers.results / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,7 +6,7 @@ and every method that takes tensors works eagerly and inside a `tf.function`, lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ddp_gd.comm.attendance import Attendance
@@ -95,6 +95,30 @@ class Communicator(Protocol):
 
         Never returns. Whatever should be read must have been printed and flushed before.
         """
+        ...
+
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
+        """Measure the collectives of the graphs that are traced from now on. Not collective.
+
+        Args:
+            deterministic: whether TensorFlow's operations are: its own clock isn't among them.
+
+        Returns:
+            What tells how many seconds this worker has spent in them so far, from when its own
+            tensors were there to when the result was: waiting for the other workers included.
+        """
+        ...
+
+    def start_timeline(self, path: str) -> bool:
+        """Let rank 0 write what every collective does from now on, until `stop_timeline`.
+
+        Returns:
+            False where the backend can't.
+        """
+        ...
+
+    def stop_timeline(self) -> None:
+        """End the timeline: the file is whole. Nothing, if there is none."""
         ...
 
     def open_board(self, length: int) -> Board | None:

@@ -53,6 +53,11 @@ def set_cpu_defaults() -> None:
         os.environ.setdefault(variable, value)
 
 
+def allow_timeline() -> None:
+    """Let a timeline be started later; before Horovod starts."""
+    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
+
+
 def require_all(backend: str, size: int) -> None:
     """Refuse to run as one of several processes that each believe they are alone.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -54,7 +54,9 @@ class HorovodCommunicator:
             ]
 
         return as_flat_buffers(
-            tensors, SUM_DTYPES, lambda *flats: self._order.run(exchange, *flats)
+            tensors,
+            SUM_DTYPES,
+            lambda *flats: self._order.run(exchange, *flats, overlapping=True),
         )
 
     def allgather(self, tensor: Tensor) -> Tensor:
@@ -108,6 +110,19 @@ class HorovodCommunicator:
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
+        """Measure the collectives of the graphs traced from now on."""
+        return self._order.measure(deterministic)
+
+    def start_timeline(self, path: str) -> bool:
+        """Start Horovod's timeline, which `environment.allow_timeline` made possible."""
+        hvd.start_timeline(path)
+        return True
+
+    def stop_timeline(self) -> None:
+        """Stop Horovod's timeline."""
+        hvd.stop_timeline()
 
     def open_board(self, length: int) -> Board | None:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""

@@ -110,6 +110,17 @@ class MpiCommunicator:
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)
 
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
+        """Measure the collectives of the graphs traced from now on."""
+        return self._order.measure(deterministic)
+
+    def start_timeline(self, path: str) -> bool:
+        """There is none."""
+        return False
+
+    def stop_timeline(self) -> None:
+        """There is none."""
+
     def open_board(self, length: int) -> Board | None:
         """Open a board over MPI."""
         return board.open_board(length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -48,6 +48,17 @@ class SingleCommunicator:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+    def measure(self, deterministic: bool = False) -> Callable[[], float]:
+        """There are no collectives to wait for."""
+        return lambda: 0.0
+
+    def start_timeline(self, path: str) -> bool:
+        """There is none."""
+        return False
+
+    def stop_timeline(self) -> None:
+        """There is none."""
 
     def open_board(self, length: int) -> None:
         """There is nobody to send messages to."""

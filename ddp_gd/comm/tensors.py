@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from ddp_gd.comm.attendance import Attendance
@@ -58,10 +60,32 @@ class ProgramOrder:
     def __init__(self, attendance: Attendance) -> None:
         self._attendance = attendance
         self._zero: tf.Variable | None = None  # always 0, but no optimizer can know
+        self._seconds: tf.Variable | None = None
+        self._clock: Callable[[], Tensor] = tf.timestamp
+
+    def measure(self, deterministic: bool) -> Callable[[], float]:
+        """Measure the collectives of the graphs traced from now on, see `Communicator.measure`."""
+        self._clock = _python_clock if deterministic else tf.timestamp
+        if self._seconds is None:
+            with tf.init_scope(), tf.device("/cpu:0"):
+                self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        seconds = self._seconds
+        return lambda: float(seconds)
 
     @tf.autograph.experimental.do_not_convert
-    def run(self, collective: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Tensor]:
-        """Return `collective(*tensors)`, in its turn."""
+    def run(
+        self,
+        collective: Callable[..., list[Tensor]],
+        *tensors: Tensor,
+        overlapping: bool = False,
+    ) -> list[Tensor]:
+        """Return `collective(*tensors)`, in its turn.
+
+        Args:
+            collective: writes the ops.
+            tensors: its inputs.
+            overlapping: whether it has an op for each of them, none of which blocks its thread.
+        """
         if tf.executing_eagerly():
             with self._attendance.join():
                 return collective(*tensors)
@@ -71,12 +95,29 @@ class ProgramOrder:
         zero = self._zero.read_value()
         # The whole tensor, uncopied; but no constant, because it starts where a variable says.
         inputs = [tf.slice(t, tf.fill([t.shape.rank], zero), [-1] * t.shape.rank) for t in tensors]
-        results = collective(*inputs)
+        began = [] if self._seconds is None else [self._read_clock(inputs)]
+        # Where the ops of several buffers run beside each other, the first need not wait for the
+        # last; an op that blocks its thread must let the clock be read before.
+        with tf.control_dependencies([] if overlapping else began):
+            results = collective(*inputs)
         # Mere control dependencies on ops that are not stateful are optimized away; this stays.
         used = tf.raw_ops.Assert(condition=tf.equal(zero, 0), data=results)
         with tf.control_dependencies([used]):
             self._zero.assign(0, read_value=False)
+        if self._seconds is not None:
+            self._seconds.assign_add(self._read_clock([used]) - began[0], read_value=False)
         return results
+
+    def _read_clock(self, after: Sequence[Tensor]) -> Tensor:
+        """Seconds, read when all of `after` are there."""
+        with tf.control_dependencies(after):
+            return self._clock()
+
+
+def _python_clock() -> Tensor:
+    """`tf.timestamp()` where TensorFlow refuses that: with deterministic operations."""
+    seconds = tf.numpy_function(lambda: np.float64(time.time()), [], tf.float64)
+    return tf.ensure_shape(seconds, [])
 
 
 @tf.autograph.experimental.do_not_convert

@@ -1,13 +1,36 @@
-"""The loss of every epoch."""
+"""Losses, metrics and learning rates, epoch by epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
 
 from . import style
+
+
+class Curve(NamedTuple):
+    """A number after each epoch.
+
+    Attributes:
+        label: for the legend.
+        values: of one epoch after the other; what is not finite is left out.
+        number: of the colour, from 0.
+        dashed: drawn as validation is.
+        first: the epoch of the first value.
+        width: of the line; wide ones can be seen behind narrow ones that lie on them.
+    """
+
+    label: str
+    values: Sequence[float]
+    number: int = 0
+    dashed: bool = False
+    first: int = 1
+    width: float = 1.5
 
 
 def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -> None:
@@ -18,22 +41,35 @@ def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -
         path: the picture; its suffix says which format.
         unit: what the vertical axis shows.
     """
-    figure = style.new_figure()
-    axes = figure.subplots()
-    epochs = range(1, len(history["loss"]) + 1)
-    few = "o" if len(history["loss"]) < 20 else ""
-    axes.plot(epochs, history["loss"], color=style.BLUE, marker=few, label="training")
+    curves = [Curve("training", history["loss"])]
     if "val_loss" in history:
+        curves.append(Curve("validation", history["val_loss"], 1, dashed=True))
+    style.save(draw_epochs(curves, unit, style.new_figure()), path)
+
+
+def draw_epochs(curves: Sequence[Curve], unit: str, figure: Figure) -> Figure:
+    """Draw the curves over each other, on an axis that shows 0."""
+    axes = figure.subplots()
+    values = [np.where(np.isfinite(curve.values), curve.values, np.nan) for curve in curves]
+    for curve, heights in zip(curves, values, strict=True):
         axes.plot(
-            epochs,
-            history["val_loss"],
-            color=style.VERMILION,
-            marker=few,
-            ls="--",
-            label="validation",
+            range(curve.first, curve.first + len(heights)),
+            heights,
+            color=style.COLOURS[curve.number % len(style.COLOURS)],
+            marker=style.MARKERS[curve.number % len(style.MARKERS)] if len(heights) < 20 else "",
+            markersize=2.5 + curve.width,
+            linewidth=curve.width,
+            ls="--" if curve.dashed else "-",
+            label=curve.label,
         )
-    axes.set_ylim(bottom=min(0.0, *history["loss"], *history.get("val_loss", ())))
+    low = min(np.nanmin(heights, initial=0.0) for heights in values)
+    high = max(np.nanmax(heights, initial=0.0) for heights in values)
+    margin = (high - low) / 20 or 1.0
+    axes.set_ylim(low - margin * (low < 0), high + margin)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    style.finish(axes, "epoch", unit)
-    axes.legend()
-    style.save(figure, path)
+    style.finish(axes, "epoch", style.plain(unit))
+    if len(curves) > 2:  # no room beside the curves
+        figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    elif len(curves) == 2:
+        axes.legend()
+    return figure

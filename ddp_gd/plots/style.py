@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,6 +35,19 @@ def finish(axes: Axes, x: str, y: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write the picture; the suffix of `path` says in which format."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=dpi)
+
+
+def as_svg(figure: Figure) -> str:
+    """The picture as SVG: text drawn as shapes, so that it needs no font, and no date in it."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ddp_gd"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def plain(text: str) -> str:
+    """A name that a user chose, as a picture can show it: not a formula, no letters it lacks."""
+    return text.encode("ascii", "replace").decode().replace("$", r"\$")
