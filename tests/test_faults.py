@@ -7,7 +7,7 @@ import pytest
 from tests.faults import trials
 from tests.faults.trials import Fault
 
-pytestmark = pytest.mark.jobs
+pytestmark = [pytest.mark.jobs, pytest.mark.timed]
 
 
 @pytest.mark.parametrize(

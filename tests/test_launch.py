@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hostile import ARGUMENTS
 
-pytestmark = pytest.mark.jobs
+pytestmark = [pytest.mark.jobs, pytest.mark.timed]
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"

@@ -11,7 +11,7 @@ import pytest
 from ddp_gd import runtime
 from ddp_gd.comm import open_communicator
 
-pytestmark = pytest.mark.jobs
+pytestmark = [pytest.mark.jobs, pytest.mark.timed]
 
 _WORKER = str(Path(__file__).with_name("runtime_worker.py"))
 
