@@ -40,7 +40,8 @@ check shfmt --indent 4 --case-indent --diff "${scripts[@]}"
 if (($#)); then
     check pytest "$@"
 else
-    check pytest -m "not timed and not cluster" --numprocesses 2 --dist loadfile
+    # Not reordered: the longest files have few tests, and would come last.
+    check pytest -m "not timed and not cluster" --numprocesses 2 --dist loadfile --no-loadscope-reorder
     check pytest -m timed
 fi
 say "all checks passed"
