@@ -149,8 +149,8 @@ def _describe(setting: Setting, model: keras.Model) -> dict[str, str]:
     workers = setting.communicator.size
     features = dataset.features.shape[1:]
     held_back = len(dataset.features) - setting.train_rows
-    share = plan.share(0, 0, workers)
-    rows = share.stop - share.start
+    shares = [plan.share(0, worker, workers) for worker in (workers - 1, 0)]
+    least, most = (share.stop - share.start for share in shares)
     lines = {
         "data": f"{dataset.source}: {_count(setting.train_rows, 'row')} to train on, {held_back} "
         f"to validate; {' x '.join(map(str, features))} feature{'s' * (features != (1,))} -> "
@@ -166,7 +166,7 @@ def _describe(setting: Setting, model: keras.Model) -> dict[str, str]:
         "workers": f"{workers} ({setting.communicator.name}); seed {setting.seed}"
         + ("; bit for bit" if config.bitwise else ""),
         "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
-        f"{rows} of these rows{'' if plan.batch_size % workers == 0 else ' or one less'}; "
+        f"{most if least == most else f'{least} to {most}'} of these rows; "
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
         "threads": f"{runtime.intra_op_threads()} for an operation, "
         f"{runtime.inter_op_threads()} operations at once, in each worker",

@@ -41,7 +41,8 @@ def _losses(row: Sequence[Axes], best: Sequence[Result]) -> None:
     trained = [(number, r) for number, r in enumerate(best) if math.isfinite(r.score)]
     for number, result in trained:
         epochs = range(1, len(result.loss) + 1)
-        places = ([*epochs], [e * result.updates for e in epochs], result.clock)
+        updates = [e * result.updates for e in epochs]
+        places: tuple[Sequence[float], ...] = (epochs, updates, result.clock)
         for axes, x in zip(row, places, strict=True):
             label = f"{_size(result)}, lr {result.trial.lr:g}"
             looks: dict[str, Any] = {
