@@ -14,6 +14,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     usage
     exit 0
 fi
+PATH=$PATH:/usr/sbin:/sbin # where ip and Slurm's daemons are; not every shell of root has it
 if [[ $(id -u) != 0 ]]; then
     say "SKIPPED: it needs root, for network namespaces and services."
     exit 0
