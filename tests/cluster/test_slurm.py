@@ -123,8 +123,8 @@ class Slurm:
         return found[1]
 
     def output(self, job: str) -> str:
-        """What the job's script and workers printed so far."""
-        return (self.folder / f"{job}.txt").read_text()
+        """What the job's script and workers printed so far, and what Slurm says of it."""
+        return (self.folder / f"{job}.txt").read_text() + self("scontrol", "show", "job", job)
 
     def wait(self, job: str) -> str:
         """Wait for the job's end; return its state."""
