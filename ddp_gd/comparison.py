@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from . import loading, measures, results, runtime, schemes
+from . import measures, results, runtime, schemes
 from .comm.base import Communicator
-from .config import ContrastConfig
+from .config import ContrastConfig, TrainConfig
 from .errors import ConfigError
 from .plots.contrast import draw_contrast
-from .request import Request
 from .schemes import Rows, Setting, Trajectory, Weights
-from .shuffle import RandomSplit
-from .split import Normalizer
+from .task import Task
 
 _WORKERS = 4  # that a lone process stands for
 # One split for all seeds: what differs between them is the initial weights and the order of rows.
@@ -40,7 +38,7 @@ def run(config: ContrastConfig) -> None:
     leader = communicator.rank == 0
     folder = results.new_folder(config.out) if leader else Path()
     workers = _workers(config, communicator)
-    training, validation = _data()
+    training, validation = _data(communicator)
     if not workers <= config.batch_size <= len(training.x):
         raise ConfigError(
             f"--batch-size is {config.batch_size}; it must be from {workers}, a row for each "
@@ -113,18 +111,14 @@ def _workers(config: ContrastConfig, communicator: Communicator) -> int:
     return communicator.size
 
 
-def _data() -> tuple[Rows, Rows]:
+def _data(communicator: Communicator) -> tuple[Rows, Rows]:
     """The rows to train on and to validate with, normalised by the former."""
-    dataset = loading.fetch(Request("diabetes"))
-    split = RandomSplit(len(dataset.features), 0.1, _SPLIT_SEED)
-    training = split.training_rows(np.arange(split.training))
-    validation = split.validation_rows(np.arange(split.validation))
-    features, targets = np.asarray(dataset.features), np.asarray(dataset.targets)
-    x, y = Normalizer.fit(features[training]), Normalizer.fit(targets[training])
-    return (
-        Rows(x.transform(features[training]), y.transform(targets[training])),
-        Rows(x.transform(features[validation]), y.transform(targets[validation])),
+    data = Task(TrainConfig(seed=_SPLIT_SEED), communicator).data
+    parts = [data["training"], data["validation"]]
+    training, validation = (
+        Rows(*(array.take(np.arange(len(array))) for array in (x, y))) for x, y, _ in parts
     )
+    return training, validation
 
 
 def _announce(

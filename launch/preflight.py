@@ -16,7 +16,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ def main() -> int:
     for host, answer in answers.items():
         if isinstance(answer, _Problem):
             _say(f"{host} {answer}")
-        elif differences := list(_differences(here, answer)):
-            _say(f"{host} differs from this host ({here['name']}): {'; '.join(differences)}")
+        elif found := [f"{f} is {b} there, {a} here" for f, a, b in differences(here, answer)]:
+            _say(f"{host} differs from this host ({here['name']}): {'; '.join(found)}")
         else:
             reports[host] = answer
             if int(hosts[host]) > answer["cores"]:
@@ -103,10 +103,8 @@ def _ask(host: str, program: str, here: dict[str, Any]) -> dict[str, Any] | _Pro
 
 
 def _report(done: subprocess.CompletedProcess[str], host: str = "") -> dict[str, Any]:
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(_MARK):
-            report: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-            return report
+    if reports := reports_in(done.stdout.splitlines()):
+        return reports[-1]
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     raise _Problem(
         {
@@ -133,11 +131,17 @@ def _is_here(host: str) -> bool:
     return address.startswith("127.") or address in mine
 
 
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
-    for fact, value in here["facts"].items():
-        other = there["facts"].get(fact, "none")
-        if other != value:
-            yield f"{fact} is {other} there, {value} here"
+def reports_in(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What report.py printed, among what else a login prints."""
+    return [json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK)]
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The facts in which two hosts differ: name, and value of each."""
+    for fact, value in one["facts"].items():
+        others = other["facts"].get(fact, "none")
+        if others != value:
+            yield fact, value, others
 
 
 def _networks(

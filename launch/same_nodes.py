@@ -7,29 +7,23 @@ Exit status 2: a node said nothing, or differs from the first one; which, and in
 
 from __future__ import annotations
 
-import json
 import sys
 
-_MARK = "ddp_gd-report: "
+from preflight import differences, reports_in
 
 
 def main() -> int:
     """Read, compare, tell; return the exit status."""
     expected = int(sys.argv[1])
-    lines = [line for line in sys.stdin if line.startswith(_MARK)]
-    reports = [json.loads(line.removeprefix(_MARK)) for line in lines]
-    reports.sort(key=lambda report: report["name"])
+    reports = sorted(reports_in(sys.stdin), key=lambda report: report["name"])
     problems = []
     if len(reports) < expected:
         names = ", ".join(report["name"] for report in reports) or "none"
         problems.append(f"{expected - len(reports)} of {expected} did not answer; {names} did")
     for report in reports[1:]:
-        first = reports[0]
-        for fact, value in first["facts"].items():
-            other = report["facts"].get(fact, "none")
-            if other != value:
-                there, here = report["name"], first["name"]
-                problems.append(f"{fact} is {other} on {there}, {value} on {here}")
+        for fact, expected_value, value in differences(reports[0], report):
+            there, here = report["name"], reports[0]["name"]
+            problems.append(f"{fact} is {value} on {there}, {expected_value} on {here}")
     for problem in problems:
         print(f"slurm.sbatch: the nodes: {problem}", file=sys.stderr)
     return 2 if problems else 0

@@ -55,8 +55,8 @@ def draw_epochs(curves: Sequence[Curve], unit: str, figure: Figure) -> Figure:
         axes.plot(
             range(curve.first, curve.first + len(heights)),
             heights,
-            color=style.COLOURS[curve.number % len(style.COLOURS)],
-            marker=style.MARKERS[curve.number % len(style.MARKERS)] if len(heights) < 20 else "",
+            color=style.colour(curve.number),
+            marker=style.marker(curve.number) if len(heights) < 20 else "",
             markersize=2.5 + curve.width,
             linewidth=curve.width,
             ls="--" if curve.dashed else "-",

@@ -46,8 +46,8 @@ def _losses(row: Sequence[Axes], best: Sequence[Result]) -> None:
         for axes, x in zip(row, places, strict=True):
             label = f"{_size(result)}, lr {result.trial.lr:g}"
             looks: dict[str, Any] = {
-                "color": _colour(number),
-                "marker": _marker(number),
+                "color": style.colour(number),
+                "marker": style.marker(number),
                 "markersize": 4,
             }
             axes.plot(x, result.loss, label=label, **looks)
@@ -79,8 +79,8 @@ def _rates(axes: Axes, results: Sequence[Result]) -> None:
         axes.plot(
             [result.trial.lr for result in own],
             [result.score for result in own],
-            color=_colour(number),
-            marker=_marker(number),
+            color=style.colour(number),
+            marker=style.marker(number),
             markersize=4,
             label=f"{rows}",
         )
@@ -126,8 +126,8 @@ def _speed(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> Non
         axes.plot(
             [result.batch_rows for result in places],
             [speed(results, result, workers) for result in places],
-            color=_colour(number),
-            marker=_marker(number),
+            color=style.colour(number),
+            marker=style.marker(number),
             ls=style.DASHES[number % len(style.DASHES)],
             label=f"{workers}",
         )
@@ -144,11 +144,3 @@ def _sizes(results: Sequence[Result]) -> list[int]:
 def _size(result: Result) -> str:
     full = result.trial.batch_size == "full"
     return f"full ({result.rows})" if full else f"{result.trial.batch_size}"
-
-
-def _colour(number: int) -> str:
-    return style.COLOURS[number % len(style.COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return style.MARKERS[number % len(style.MARKERS)]

@@ -23,6 +23,16 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+def colour(number: int) -> str:
+    """Of curve `number`, from 0; they come again after the last one, as the marks do."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """Of curve `number`, from 0."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
     """An empty figure of so many inches, which lays itself out."""
     return Figure(figsize=(width, height), layout="constrained")
