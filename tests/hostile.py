@@ -1,8 +1,9 @@
-"""Arguments that a careless script would change on their way."""
+"""Arguments that a careless script would change on their way, and what they arrive at."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 _PIECES = [
     *" \t\n\r'\"\\$`*?~!#&;|<>(){}[]^%=,:@-",
@@ -33,3 +34,12 @@ def _arguments(count: int) -> list[str]:
 
 
 ARGUMENTS = _arguments(1000)
+
+
+def in_place_of_training(folder: Path, program: str) -> str:
+    """Make a package of which `python -m ddp_gd.train` is this program; return its PYTHONPATH."""
+    package = folder / "shadow" / "ddp_gd"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(program)
+    return str(package.parent)

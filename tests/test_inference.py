@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -33,19 +32,6 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(main, *arguments: object) -> SimpleNamespace:
-    """Run a command in this process."""
-    argv, sys.argv = sys.argv, ["command", *map(str, arguments)]
-    status = 0
-    try:
-        main.main()
-    except SystemExit as end:
-        status = end.code
-    finally:
-        sys.argv = argv
-    return SimpleNamespace(status=status)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with a table of every kind of column, and models that were trained on it."""
@@ -65,10 +51,10 @@ def trained(tmp_path_factory) -> Path:
     options = ["--data", folder / "t.csv", "--features", "age", "town", "member", "--seed", 1]
     options += ["--epochs", 4, "--verbose", 0]
     for target in ("price", "label"):
-        assert run(train, *options, "--target", target, "--out", folder / target).status == 0
+        assert commands.run(train, *options, "--target", target, "--out", folder / target) == 0
     numbers = ["--data", folder / "t.csv", "--features", "age", "--target", "price", "--seed", 1]
-    done = run(train, *numbers, "--epochs", 1, "--verbose", 0, "--out", folder / "numbers")
-    assert done.status == 0
+    done = commands.run(train, *numbers, "--epochs", 1, "--verbose", 0, "--out", folder / "numbers")
+    assert done == 0
     return folder
 
 
@@ -76,8 +62,8 @@ def test_predictions_are_what_evaluate_saw(trained, tmp_path):
     """The error of the predictions on the validation rows is the one that the training reported."""
     out = tmp_path / "p.csv"
     model = trained / "price" / "model.keras"
-    done = run(predict, "--model", model, "--data", trained / "t.csv", "--out", out)
-    assert done.status == 0
+    done = commands.run(predict, "--model", model, "--data", trained / "t.csv", "--out", out)
+    assert done == 0
     found = np.array([[float(row["price"])] for row in read(out)])
     truth = np.array([[float(row["price"])] for row in read(trained / "t.csv")])
     split = RandomSplit(ROWS, 0.1, seed=1)
@@ -92,7 +78,7 @@ def test_plain_keras_predicts_the_same(trained, tmp_path):
     """The saved model, in plain Keras and safe mode, given columns by name, predicts the same."""
     out = tmp_path / "p.csv"
     path = trained / "price" / "model.keras"
-    assert run(predict, "--model", path, "--data", trained / "t.csv", "--out", out).status == 0
+    assert commands.run(predict, "--model", path, "--data", trained / "t.csv", "--out", out) == 0
     rows = read(trained / "t.csv")
     columns = {
         "age": tf.constant([[float(row["age"])] for row in rows], tf.float64),
@@ -109,8 +95,8 @@ def test_classes_come_with_their_probability(trained, tmp_path):
     out, logits = tmp_path / "p.csv", tmp_path / "p.npy"
     for name in (out, logits):
         model = trained / "label" / "model.keras"
-        done = run(predict, "--model", model, "--data", trained / "t.csv", "--out", name)
-        assert done.status == 0
+        done = commands.run(predict, "--model", model, "--data", trained / "t.csv", "--out", name)
+        assert done == 0
     values = np.load(logits)
     assert values.shape == (ROWS, 2)
     chances = np.asarray(keras.ops.softmax(values))
@@ -144,7 +130,7 @@ def test_other_sources_and_columns(trained, tmp_path):
     path.write_text("id,member,town,age\n7,true,Genf,1e8\n8,TRUE,Bern,100000001\n")
     out = tmp_path / "p.csv"
     model = trained / "price" / "model.keras"
-    assert run(predict, "--model", model, "--data", path, "--out", out).status == 0
+    assert commands.run(predict, "--model", model, "--data", path, "--out", out) == 0
     assert len(read(out)) == 2
     x = np.array([[1e8], [1e8 + 1]])
     np.save(tmp_path / "x.npy", x)
@@ -153,7 +139,7 @@ def test_other_sources_and_columns(trained, tmp_path):
     for number, name in enumerate(("x.npy", "x.npz")):
         out = tmp_path / f"{number}.csv"
         model = trained / "numbers" / "model.keras"
-        assert run(predict, "--model", model, "--data", tmp_path / name, "--out", out).status == 0
+        assert commands.run(predict, "--model", model, "--data", tmp_path / name, "--out", out) == 0
         found.append([float(row["price"]) for row in read(out)])
     assert found[0] == found[1]
     loaded = keras.saving.load_model(model)
@@ -165,7 +151,7 @@ def test_unknown_texts_are_counted(trained, tmp_path, capsys):
     path = tmp_path / "new.csv"
     path.write_text("member,town,age\ntrue,Genf,1e8\ntrue,Bern,1e8\ntrue,Genf,1e8\n")
     arguments = ["--model", trained / "price" / "model.keras", "--data", path]
-    assert run(predict, *arguments, "--out", tmp_path / "p.csv").status == 0
+    assert commands.run(predict, *arguments, "--out", tmp_path / "p.csv") == 0
     said = "column 'town': 2 of 3 cells hold texts that the training did not see, such as 'Genf'"
     assert said in capsys.readouterr().err
 
@@ -194,9 +180,9 @@ def test_own_models_of_classes_give_probabilities(tmp_path, monkeypatch, loss, t
     )
     arguments = ["--data", "t.csv", "--target", "y", "--loss", loss, "--seed", 1, "--epochs", 20]
     options = ["--model", "own.py:model", "--verbose", 0, "--out", "out"]
-    assert run(train, *arguments, *options).status == 0
+    assert commands.run(train, *arguments, *options) == 0
     arguments = ["--model", "out/model.keras", "--data", "t.csv", "--out", "p.csv"]
-    assert run(predict, *arguments).status == 0
+    assert commands.run(predict, *arguments) == 0
     rows = read(Path("p.csv"))
     assert all(0.4 <= float(row["probability"]) <= 1 for row in rows)
     right = [row[target] == str(c) for row, c in zip(rows, y, strict=True)]
@@ -210,11 +196,11 @@ def test_columns_may_have_any_name(tmp_path):
     rows = [f"{i},x{i % 2},{i},z{i % 3},{i},{i}" for i in range(40)]
     path.write_text("\n".join([",".join(names), *rows, ""]))
     options = ["--data", path, "--target", "y", "--epochs", 1, "--verbose", 0]
-    assert run(train, *options, "--out", tmp_path / "out").status == 0
+    assert commands.run(train, *options, "--out", tmp_path / "out") == 0
     arguments = ["--model", tmp_path / "out" / "model.keras", "--data", path]
-    assert run(predict, *arguments, "--out", tmp_path / "p.csv").status == 0
+    assert commands.run(predict, *arguments, "--out", tmp_path / "p.csv") == 0
     path.write_text(path.read_text().replace("in dex", "mlp"))
-    assert run(train, *options, "--out", tmp_path / "out2").status == 2
+    assert commands.run(train, *options, "--out", tmp_path / "out2") == 2
 
 
 def test_other_models_are_taken(tmp_path):
@@ -225,7 +211,7 @@ def test_other_models_are_taken(tmp_path):
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / "p.csv"
     arguments = ["--model", tmp_path / "m.keras", "--data", tmp_path / "x.npy"]
-    assert run(predict, *arguments, "--out", out).status == 0
+    assert commands.run(predict, *arguments, "--out", out) == 0
     found = [[float(v) for v in row.values()] for row in read(out)]
     np.testing.assert_allclose(found, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
@@ -262,7 +248,7 @@ def test_what_cannot_be_used_is_explained(trained, tmp_path, capsys):
     ]
     for (path, source, out), message in cases:
         arguments = ["--model", path, "--data", source, "--out", tmp_path / out]
-        assert run(predict, *arguments).status == 2
+        assert commands.run(predict, *arguments) == 2
         said = " ".join(capsys.readouterr().err.replace("│", " ").split())
         assert message in said, said
     assert (tmp_path / "there.csv").read_text() == "mine"

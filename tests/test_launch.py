@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile import ARGUMENTS
+from hostile import ARGUMENTS, in_place_of_training
 
 pytestmark = [pytest.mark.jobs, pytest.mark.timed]
 
@@ -77,13 +77,10 @@ def _set_up() -> None:
 @pytest.fixture
 def stand_in(_set_up: None, tmp_path: Path) -> dict[str, str]:
     """The environment in which `python -m ddp_gd.train` is the stand-in."""
-    package = tmp_path / "shadow" / "ddp_gd"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "train.py").write_text(STAND_IN)
+    path = in_place_of_training(tmp_path, STAND_IN)
     seen = tmp_path / "seen"
     seen.mkdir()
-    return {"PYTHONPATH": str(package.parent), "SEEN": str(seen)}
+    return {"PYTHONPATH": path, "SEEN": str(seen)}
 
 
 def seen(env: dict[str, str]) -> dict[str, list]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import ARGUMENTS
+from hostile import ARGUMENTS, in_place_of_training
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "launch" / "multi_gpu.sh"
@@ -143,10 +143,7 @@ def test_other_hosts_get_nccls_settings(tmp_path: Path) -> None:
 @pytest.mark.jobs
 def test_arguments_arrive_unchanged(tmp_path: Path) -> None:
     """A thousand arguments of any characters reach each worker byte for byte."""
-    package = tmp_path / "shadow" / "ddp_gd"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "train.py").write_text(STAND_IN)
+    path = in_place_of_training(tmp_path, STAND_IN)
     # The set-up for GPUs is not what is tested: in its place, one that finds nothing to do.
     launch = tmp_path / "launch"
     launch.mkdir()
@@ -157,7 +154,7 @@ def test_arguments_arrive_unchanged(tmp_path: Path) -> None:
     result = run(
         *(launch / SCRIPT.name, "-np", "2", "--", *ARGUMENTS),
         path=pretend(tmp_path, 2),
-        PYTHONPATH=str(package.parent),
+        PYTHONPATH=path,
         SEEN=str(tmp_path),
     )
     assert result.returncode == 0, result.stderr

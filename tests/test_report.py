@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import commands
 import keras
 import pytest
 import tensorflow as tf
@@ -41,16 +42,11 @@ def folder(trained, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Runs the command line in this process: the exit status, and what it printed."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-        status = 0
-        try:
-            report.main()
-        except SystemExit as end:
-            status = end.code
+        status = commands.run(report, *arguments)
         captured = capsys.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 

@@ -7,6 +7,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -27,16 +28,11 @@ SETTING = ["--epochs", "3", "--model", "linear"]
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
+def command(capfd):
     """Runs the command line: the exit status, and what it and its jobs printed."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
-        status = 0
-        try:
-            study.main()
-        except SystemExit as end:
-            status = end.code
+        status = commands.run(study, *arguments)
         captured = capfd.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 

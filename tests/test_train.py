@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -62,16 +63,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
+def command(folder, capsys):
     """Runs the command line in this process: the exit status, and what it printed."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        status = 0
-        try:
-            train.main()
-        except SystemExit as end:
-            status = end.code
+        status = commands.run(train, *arguments)
         captured = capsys.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 

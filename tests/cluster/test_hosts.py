@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from hostile import ARGUMENTS
+from hostile import ARGUMENTS, in_place_of_training
 from hosts import NETWORK, Cluster
 from jobs import run_job
 
@@ -134,11 +134,8 @@ def test_same_bits_with_four_workers(undisturbed: str, tmp_path: Path, name: str
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_arguments_arrive_unchanged(cluster: Cluster, tmp_path: Path, name: str) -> None:
     """1,000 hostile arguments pass each launcher, byte for byte; hosts fill up in order."""
-    package = tmp_path / "shadow" / "ddp_gd"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "train.py").write_text(STAND_IN)
-    env = environment(PYTHONPATH=str(package.parent), SEEN=str(tmp_path))
+    path = in_place_of_training(tmp_path, STAND_IN)
+    env = environment(PYTHONPATH=path, SEEN=str(tmp_path))
     first, second = (host.name for host in cluster.hosts[:2])
     options = [*launcher(name), "--hosts", f"{first}:2,{second}", "-x", "SEEN"]
     words = ["bash", CPU_MPI, *options, "--logs", str(tmp_path / "logs"), "--", *ARGUMENTS]

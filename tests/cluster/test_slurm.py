@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hostile import ARGUMENTS
+from hostile import ARGUMENTS, in_place_of_training
 from jobs import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,13 +283,10 @@ def test_a_job_that_is_cancelled_saves(slurm: Slurm, launcher: str, how: list[st
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_arguments_arrive_unchanged(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
     """A thousand arguments of any characters reach each worker byte for byte."""
-    package = tmp_path / "shadow" / "ddp_gd"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "train.py").write_text(STAND_IN)
+    path = in_place_of_training(tmp_path, STAND_IN)
     job = slurm.submit(
         *("--launcher", launcher, "--", *ARGUMENTS),
-        PYTHONPATH=str(package.parent),
+        PYTHONPATH=path,
         SEEN=str(tmp_path),
     )
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
