@@ -42,14 +42,14 @@ def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter
     alone = left_by(1, "python", "single", 1)
     left = left_by(workers, launcher, backend, inter_op, which)
     assert left == {name: alone[name] for name in left}
-    assert len(left) == {"few": 7, "one": 1}[which]
+    assert len(left) == {"few": 5, "one": 1}[which]
 
 
 def test_the_main_job_leaves_the_same_files(tmp_path):
-    """`history.csv` and fingerprint repeat at another number of workers, not with another seed."""
+    """`history.csv` and fingerprint are the same at another number of workers."""
 
-    def left_by_training(name, workers, launcher, seed):
-        options = ["--epochs", "3", "--batch-size", "33", "--seed", str(seed), "--bitwise"]
+    def left_by_training(name, workers, launcher):
+        options = ["--epochs", "3", "--batch-size", "33", "--seed", "1", "--bitwise"]
         out = tmp_path / name
         job = run_job(workers, ["-m", "ddp_gd.train", *options, "--out", str(out)], launcher)
         assert job.returncode == 0, job.stderr[-3000:]
@@ -57,11 +57,8 @@ def test_the_main_job_leaves_the_same_files(tmp_path):
         assert fingerprint, job.stdout
         return (out / "history.csv").read_bytes(), fingerprint[1]
 
-    alone = left_by_training("alone", 1, "python", 1)
-    assert left_by_training("three", 3, "mpirun", 1) == alone
-    other = left_by_training("other", 1, "python", 2)
-    assert other[0] != alone[0]
-    assert other[1] != alone[1]
+    alone = left_by_training("alone", 1, "python")
+    assert left_by_training("three", 3, "mpirun") == alone
 
 
 def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce():

@@ -22,7 +22,6 @@ _CONFORMANCE = str(Path(__file__).with_name("comm_conformance.py"))
     [
         ("auto", "python", 1),
         ("horovod", "horovodrun", 3),
-        ("auto", "mpirun", 2),
         ("mpi", "mpirun", 3),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hostile import ARGUMENTS, in_place_of_training
 
-pytestmark = [pytest.mark.jobs, pytest.mark.timed]
+pytestmark = pytest.mark.jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -132,6 +132,7 @@ def test_wrong_command_line(script: str, arguments: list[str], quoted: str) -> N
     assert "--help" in result.stderr
 
 
+@pytest.mark.timed
 @pytest.mark.usefixtures("_set_up")
 def test_second_set_up_is_quick() -> None:
     """A current set-up is recognised in seconds, and says so."""
@@ -299,6 +300,7 @@ def test_mpirun_of_no_known_mpi(stand_in: dict[str, str], tmp_path: Path) -> Non
     assert "'mpirun of another kind'" in result.stderr
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("script", "number"), [("train.sh", signal.SIGINT), ("cpu_mpi.sh", signal.SIGTERM)]
 )

@@ -11,11 +11,12 @@ import pytest
 from ddp_gd import runtime
 from ddp_gd.comm import open_communicator
 
-pytestmark = [pytest.mark.jobs, pytest.mark.timed]
+pytestmark = pytest.mark.jobs
 
 _WORKER = str(Path(__file__).with_name("runtime_worker.py"))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("backend", "launcher", "failing"),
     [

@@ -123,18 +123,6 @@ def test_four_workers_have_the_losses_of_one(four_workers, command, folder):
 
 
 @pytest.mark.jobs
-def test_three_workers_have_the_losses_of_one(command, folder):
-    """A batch size that the number of workers doesn't divide gives one worker's losses."""
-    arguments = ["--batch-size", 50, "--epochs", 10, "--seed", 1, "--out"]
-    assert command(*arguments, "alone").status == 0
-    done = job(3, *arguments, folder / "together")
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(
-        history(folder / "together")[1], history(folder / "alone")[1], rtol=1e-5
-    )
-
-
-@pytest.mark.jobs
 def test_only_rank_0_speaks_and_ends_with_the_fingerprint(four_workers):
     """Every line is printed once, and the last is the fingerprint."""
     lines = [re.sub(r"\[\d+,\d+\]<\w+>:", "", line) for line in four_workers.out.splitlines()]
