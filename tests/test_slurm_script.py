@@ -61,6 +61,33 @@ def test_wrong_command_line(arguments: list[str], quoted: str) -> None:
     assert quoted in result.stderr
 
 
+def test_the_copy_that_slurm_runs_finds_the_original(tmp_path: Path) -> None:
+    """Through `scontrol`, however much it prints and whatever arguments it prints there."""
+    script = LAUNCH / "slurm.sbatch"
+    copy = tmp_path / "slurm_script"
+    copy.write_bytes(script.read_bytes())
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\n"
+        f"printf '   Command=%s --text a\\n   Command=b/launch/slurm.sbatch\\n' '{script}'\n"
+        "sleep 0.3\n"
+        "echo '   WorkDir=/'\n"
+    )
+    scontrol.chmod(0o755)
+    result = subprocess.run(
+        ["bash", str(copy), "--dry-run"],
+        env={
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "VIRTUAL_ENV": sys.prefix,
+            "SLURM_JOB_ID": "7",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert str(LAUNCH / "worker.sh") in result.stdout
+
+
 def report(name: str, **facts: str) -> str:
     """A node's line, as report.py prints it."""
     value = {"name": name, "facts": {"Python": "3.11.2", "tensorflow": "2.21.0", **facts}}
