@@ -176,11 +176,7 @@ done
 
 # ---------------------------------------------------------------- start, and start again
 
-newest() { # the newest checkpoint's name: progress shows in it
-    local -a found=("$checkpoint"/step-*.safetensors)
-    echo "${found[-1]}"
-}
-if ((restarts)) && [[ ${#resume[@]} == 0 && -e $(newest) ]]; then
+if ((restarts)) && [[ ${#resume[@]} == 0 && -e $(newest "$checkpoint") ]]; then
     refuse "$checkpoint holds the checkpoints of a training. Give --resume to go on with it, or an empty folder."
 fi
 
@@ -197,10 +193,6 @@ if [[ -z $logs ]]; then
     logs=$out/logs
 fi
 [[ $logs == /* ]] || logs=$PWD/$logs
-
-shell_word() { # print it as a shell reads it back
-    if [[ $1 =~ ^[A-Za-z0-9_./:,=@%+-]+$ ]]; then printf '%s\n' "$1"; else printf '%q\n' "$1"; fi
-}
 
 failures=0
 while true; do
@@ -224,23 +216,18 @@ while true; do
     through_mpi "$logs" "${chosen_out[@]}" "${arguments[@]}" "${backend[@]}" "${go_on[@]}"
     command=("${start[@]}" "${program[@]}")
     if [[ $dry_run == true ]]; then
-        echo env
-        for name in PATH VIRTUAL_ENV "${job_settings[@]}"; do
-            shell_word "$name=${!name}"
-        done
-        for word in "${command[@]}"; do
-            shell_word "$word"
-        done
+        print_settings PATH VIRTUAL_ENV "${job_settings[@]}"
+        print_words "${command[@]}"
         exit 0
     fi
-    before=$( ((restarts)) && newest || true)
+    before=$(newest "$checkpoint")
     run_family "${command[@]}"
     ((! job_signal)) || exit "$job_status"
     case $job_status in
         0 | 2 | 130 | 143) exit "$job_status" ;; # done, wrong arguments, asked to stop
     esac
     ((restarts)) || exit "$job_status"
-    if [[ $(newest) == "$before" ]]; then
+    if [[ $(newest "$checkpoint") == "$before" ]]; then
         failures=$((failures + 1))
     else
         failures=1

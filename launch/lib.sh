@@ -119,6 +119,26 @@ on_signal() { # on_signal <name> <number>
     kill "-$1" -- "-$job" 2>/dev/null || true
 }
 
+newest() { # newest <folder>: the path of its newest checkpoint; progress shows in it
+    local -a found=("$1"/step-*.safetensors)
+    echo "${found[-1]}"
+}
+
+print_settings() { # print_settings <name ...>: `env`, and those of the variables that are set
+    local name
+    echo env
+    for name in "$@"; do
+        [[ ! -v $name ]] || print_words "$name=${!name}"
+    done
+}
+
+print_words() { # print_words <word ...>: one a line, as a shell reads it back
+    local word
+    for word in "$@"; do
+        if [[ $word =~ ^[A-Za-z0-9_./:,=@%+-]+$ ]]; then printf '%s\n' "$word"; else printf '%q\n' "$word"; fi
+    done
+}
+
 job_settings=() # what set_default exported, for --dry-run
 
 set_default() { # set_default <name> <value>: export it, unless the user's environment has another

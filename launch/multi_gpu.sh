@@ -109,12 +109,7 @@ if $hosts; then
 fi
 if $dry_run; then
     [[ ! -v CUDA_VISIBLE_DEVICES ]] || settings+=(CUDA_VISIBLE_DEVICES)
-    if ((${#settings[@]})); then
-        echo env
-        for name in "${settings[@]}"; do
-            printf '%s=%q\n' "$name" "${!name}"
-        done
-    fi
+    ((! ${#settings[@]})) || print_settings "${settings[@]}"
     passed+=(--dry-run)
 fi
 exec bash "$repo_root/launch/cpu_mpi.sh" "${passed[@]}" -- "$@"
