@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -363,6 +365,22 @@ class ReportConfig:
             raise ConfigError("Name at least one RUN: a folder that ddp_gd.train wrote.")
         if self.out is not None and not self.out.lower().endswith(".html"):
             raise ConfigError(f"--out {self.out} must end in .html.")
+
+
+def require_new_file(option: str, name: str) -> None:
+    """Refuse a file to write that exists already, or can't be made.
+
+    Raises:
+        ConfigError: quoting the option.
+    """
+    path = Path(name)
+    folder = path.absolute().parent
+    if path.exists():
+        raise ConfigError(f"{option} {name} exists already; give a new file, so nothing is lost.")
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {name}: there is no folder {folder}; make it.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option} {name} can't be written: the folder is read-only for you.")
 
 
 def _option(name: str) -> str:

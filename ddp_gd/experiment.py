@@ -11,7 +11,7 @@ import keras
 from . import models, results, runtime, snapshot
 from .checkpoint import Checkpoint
 from .comm.environment import allow_timeline
-from .config import TrainConfig
+from .config import TrainConfig, require_new_file
 from .errors import ConfigError, NumericsError
 from .task import Part, Task
 from .times import Times
@@ -34,7 +34,7 @@ def run(config: TrainConfig) -> None:
     leader = communicator.rank == 0
     folder = results.new_folder(config.out) if leader else Path()
     if config.timeline is not None and leader:
-        results.require_new_file("--timeline", config.timeline)
+        require_new_file("--timeline", config.timeline)
     checkpoint = _checkpoint(config)
     seed = None
     if checkpoint is not None and config.seed is None:

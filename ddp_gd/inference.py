@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import pyarrow.csv
 
 from . import loading, models, runtime
 from .arrayfiles import ArrayWriter
-from .config import PredictConfig
+from .config import PredictConfig, require_new_file
 from .data import Dataset
 from .errors import ConfigError, DataError, ModelError
 from .prediction import predict
@@ -38,7 +37,7 @@ def run(config: PredictConfig) -> None:
     leader = runtime.rank() == 0
     out = Path(config.out)
     if leader:
-        _require_new(out)
+        require_new_file("--out", config.out)
     about = models.read_about(Path(config.model))
     model = _load(config.model)
     dataset = loading.fetch(_request(config, about), config.cache)
@@ -52,15 +51,6 @@ def run(config: PredictConfig) -> None:
     if leader:
         count = len(dataset.features)
         print(f"{config.out}: {count} prediction{'s' * (count != 1)} for {dataset.source}")
-
-
-def _require_new(out: Path) -> None:
-    if out.exists():
-        raise ConfigError(f"--out {out} exists already; give another name, so nothing is lost.")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}; make it.")
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise ConfigError(f"--out {out} can't be written: the folder is read-only for this user.")
 
 
 def _load(path: str) -> keras.Model:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from .comm.environment import launch
-from .config import ReportConfig
+from .config import ReportConfig, require_new_file
 from .errors import ConfigError
 from .plots import style
 from .plots.losses import Curve, draw_epochs
@@ -65,9 +65,8 @@ def run(config: ReportConfig) -> None:
         return
     runs = [read_run(folder) for folder in config.runs]
     if config.out is not None:
+        require_new_file("--out", config.out)
         out = Path(config.out)
-        if out.exists():
-            raise ConfigError(f"--out {out} exists already; give a new file, so nothing is lost.")
     else:
         out = runs[0].folder / "report.html" if len(runs) == 1 else _free("comparison")
     page = report(runs[0]) if len(runs) == 1 else comparison(runs)

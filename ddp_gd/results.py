@@ -102,19 +102,6 @@ def _is_free(folder: Path) -> bool:
     return all(entry.name == "logs" for entry in folder.iterdir())
 
 
-def require_new_file(option: str, name: str) -> None:
-    """Refuse a file that exists already, or can't be made.
-
-    Raises:
-        ConfigError: quoting the option.
-    """
-    path = Path(name)
-    if path.exists():
-        raise ConfigError(f"{option} {name} exists already; give a new file, so nothing is lost.")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigError(f"{option} {name} can't be written: no folder to write to there.")
-
-
 def with_folder(setting: Setting) -> Setting:
     """The setting with its folder made now, for what is written while it trains."""
     with explained(setting.folder):
