@@ -88,7 +88,11 @@ def _kill(np: int, backend: str, rank: int, delay: float, saving: bool, folder: 
         if (folder / "killed").exists() or job.poll() is not None:
             job.wait(_TIMEOUT)
             return False
-        os.kill(int(note.read_text()), signal.SIGKILL)
+        try:
+            os.kill(int(note.read_text()), signal.SIGKILL)
+        except ProcessLookupError:  # it ended just now
+            job.wait(_TIMEOUT)
+            return False
         assert job.wait(_TIMEOUT) != 0
         return True
 
