@@ -46,9 +46,9 @@ class Order:
             int64, as many.
         """
         plan = self._plan
-        if plan.shuffle is False:
+        if not plan.shuffle or not len(positions):
             return positions
-        if plan.shuffle is True:
+        if plan.shuffle != "batch":
             return self._shuffled(positions, plan.rows)
         steps, begins = np.unique(positions // plan.batch_size, return_index=True)
         shuffled = np.empty_like(positions)
@@ -63,8 +63,6 @@ class Order:
         seeds = (self._plan.seed, self._epoch, *step)
         if length <= MOST_DRAWN:
             return self._drawn(length, seeds)[positions]
-        if len(positions) == 0:
-            return positions
         key = np.random.SeedSequence(seeds).generate_state(3)
         with tf.device("/cpu:0"):
             return tf.raw_ops.RandomIndexShuffle(

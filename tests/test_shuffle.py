@@ -45,6 +45,19 @@ def test_orders_depend_on_seed_and_epoch_only(most_drawn: int, monkeypatch) -> N
             assert order(Plan(50, 10, 3, kind, seed), epoch) == rows
 
 
+@pytest.mark.parametrize("kind", [True, False, "batch"])
+def test_a_worker_may_have_no_row_of_a_step(kind: object) -> None:
+    """The order of no rows has none."""
+    assert Order(Plan(7, 2, shuffle=kind), 0).rows(np.arange(0)).tolist() == []
+
+
+@pytest.mark.parametrize("kind", [1, 0, np.True_, np.False_], ids=repr)
+def test_what_is_true_shuffles_and_what_is_false_does_not(kind: object) -> None:
+    """As in Keras, which asks for no more than the truth of what it's given."""
+    plan = Plan(64, 8, shuffle=kind, seed=5)
+    assert order(plan, 0) == order(Plan(64, 8, shuffle=bool(kind), seed=5), 0)
+
+
 def test_batch_shuffle_stays_inside_its_batch() -> None:
     """`shuffle="batch"` moves rows inside their global mini-batch only, each in another way."""
     rows = order(Plan(23, 5, shuffle="batch", seed=1), 0)
