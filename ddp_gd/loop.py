@@ -194,7 +194,10 @@ class Loop:
             self._measured = True
             return
         wanted = int(steps * SECONDS_PER_CALL / max(seconds, 1e-9))
-        self._steps_per_call = max(1, min(wanted, 4 * steps))
+        # Not from one step to thousands: it may have been an odd one. Nor back to few, because the
+        # last of an epoch were few.
+        most = 4 * max(steps, self._steps_per_call)
+        self._steps_per_call = max(1, min(wanted, most))
 
     def _report(self, step: int, batch_rows: int, share_finite: bool) -> None:
         self._source.end_epoch()

@@ -53,6 +53,11 @@ def set_cpu_defaults() -> None:
         os.environ.setdefault(variable, value)
 
 
+def cpu_settings() -> str:
+    """What `set_cpu_defaults` sees to, as it is now: the user's values, or ours."""
+    return " ".join(f"{variable}={os.environ.get(variable)}" for variable in _CPU_DEFAULTS)
+
+
 def allow_timeline() -> None:
     """Let a timeline be started later; before Horovod starts."""
     os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
