@@ -11,7 +11,7 @@ import keras
 from . import models, results, runtime, snapshot
 from .checkpoint import Checkpoint
 from .comm.environment import allow_timeline
-from .config import TrainConfig, require_new_file
+from .config import TrainConfig
 from .errors import ConfigError, NumericsError
 from .task import Part, Task
 from .times import Times
@@ -32,9 +32,10 @@ def run(config: TrainConfig) -> None:
     runtime.init(backend=config.backend, bitwise=config.bitwise)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
-    folder = results.new_folder(config.out) if leader else Path()
-    if config.timeline is not None and leader:
-        require_new_file("--timeline", config.timeline)
+    folder = results.new_folder(config.out, config.resume) if leader else Path()
+    timeline = config.timeline
+    if timeline is not None and leader:
+        timeline = results.new_timeline(config)
     checkpoint = _checkpoint(config)
     seed = None
     if checkpoint is not None and config.seed is None:
@@ -66,9 +67,9 @@ def run(config: TrainConfig) -> None:
         if leader:
             setting = results.with_folder(setting)
         callbacks.append(keras.callbacks.TensorBoard(setting.folder / "tensorboard"))
-    if config.timeline is not None and not communicator.start_timeline(config.timeline):
+    if timeline is not None and not communicator.start_timeline(timeline):
         raise ConfigError(
-            f"--timeline {config.timeline} needs Horovod, and the workers talk through "
+            f"--timeline {timeline} needs Horovod, and the workers talk through "
             f"{communicator.name!r}. Start it with: horovodrun -np 2 python -m ddp_gd.train"
         )
     x, y, sample_weight = task.data["training"]

@@ -28,6 +28,7 @@ _RANK_0_CALLBACKS = tuple(
     )
     if hasattr(keras.callbacks, name)
 )
+_SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 _BATCH_HOOKS = (
     "on_batch_begin",
     "on_batch_end",
@@ -133,9 +134,11 @@ def _has_batch_hooks(callbacks: list[Any]) -> bool:
 def _is_content_with_some(callback: Any) -> bool:
     """Tell whether a callback's hooks for batches lose nothing if not every batch calls them.
 
-    The progress bar shows the last of several. TensorBoard writes nothing about batches, unless it
-    was told to.
+    The progress bar shows the last of several. Those that save, save after epochs, and TensorBoard
+    writes nothing about batches, unless they were told to.
     """
+    if type(callback) in _SAVING:
+        return callback.save_freq == "epoch"
     if type(callback) is keras.callbacks.TensorBoard:
         epochs_only = callback.update_freq == "epoch" and not callback.write_steps_per_second
         return epochs_only and not getattr(callback, "_should_trace", True)

@@ -21,7 +21,8 @@ import keras
 
 from . import bits, models, page, runtime
 from .comm.base import Communicator
-from .config import TrainConfig
+from .comm.environment import cpu_settings
+from .config import TrainConfig, require_new_file
 from .data import Dataset
 from .errors import ConfigError
 from .plan import Plan
@@ -77,11 +78,20 @@ class Setting:
         return "loss (of normalised targets)" if self.normalized_targets else "loss"
 
 
-def new_folder(out: str | None) -> Path:
+# What a training writes into its folder, the last one last.
+_WRITTEN = ("tensorboard", "history.csv", "times.csv", "config.json", "loss.png", "model.keras")
+_LAST_WRITTEN = "report.html"
+
+
+def new_folder(out: str | None, resume: bool = False) -> Path:
     """Choose the folder for the results, which is made when there are some (`make`).
 
+    Args:
+        out: what was asked for.
+        resume: whether it may hold what the same training left there before it was interrupted.
+
     Raises:
-        ConfigError: it holds something already, or could not be made.
+        ConfigError: it holds something else already, or could not be made.
     """
     if out is None:
         stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
@@ -89,7 +99,7 @@ def new_folder(out: str | None) -> Path:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder that is new or empty.")
-    if folder.exists() and not _is_free(folder):
+    if folder.exists() and not _is_free(folder, resume):
         raise ConfigError(f"--out {out} is not empty; give a new folder, so nothing is lost.")
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK):
@@ -97,30 +107,49 @@ def new_folder(out: str | None) -> Path:
     return folder
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether a folder holds nothing but what the workers of this run print (launch/cpu_mpi.sh)."""
-    return all(entry.name == "logs" for entry in folder.iterdir())
+def _is_free(folder: Path, resume: bool) -> bool:
+    """Whether a folder holds nothing but what the workers of this run print (launch/cpu_mpi.sh).
+
+    With `resume`, whether it holds nothing but that and parts of results that were never finished.
+    """
+    known = {"logs", *_WRITTEN} if resume else {"logs"}
+    return all(entry.name in known and not entry.is_symlink() for entry in folder.iterdir())
 
 
 def with_folder(setting: Setting) -> Setting:
     """The setting with its folder made now, for what is written while it trains."""
     with explained(setting.folder):
-        return dataclasses.replace(setting, folder=make(setting.folder))
+        folder = make(setting.folder, setting.config.resume)
+        return dataclasses.replace(setting, folder=folder)
 
 
-def _numbered(folder: Path) -> Iterator[Path]:
-    yield folder
+def new_timeline(config: TrainConfig) -> str:
+    """The file for Horovod's timeline: the one asked for, or with `resume` the next free one.
+
+    Raises:
+        ConfigError: it exists already, or can't be made.
+    """
+    assert config.timeline is not None
+    chosen = Path(config.timeline)
+    if config.resume:  # the one from before the interruption stays
+        chosen = next(file for file in _numbered(chosen) if not file.exists())
+    require_new_file("--timeline", str(chosen))
+    return str(chosen)
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
     for number in itertools.count(2):
-        yield folder.with_name(f"{folder.name}-{number}")
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def make(chosen: Path) -> Path:
+def make(chosen: Path, resume: bool = False) -> Path:
     """Make the folder, or the next free one: another run may have taken it in the meantime."""
     for folder in _numbered(chosen):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        if folder.is_dir() and _is_free(folder):
+        if folder.is_dir() and _is_free(folder, resume):
             return folder
     raise AssertionError("there is always another number")
 
@@ -156,7 +185,9 @@ def _describe(setting: Setting, model: keras.Model) -> dict[str, str]:
         f"{most if least == most else f'{least} to {most}'} of these rows; "
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
         "threads": f"{runtime.intra_op_threads()} for an operation, "
-        f"{runtime.inter_op_threads()} operations at once, in each worker",
+        f"{runtime.inter_op_threads()} operations at once"
+        + (", in rank 0; each worker has those of its cores" if workers > 1 else ""),
+        "tuning": cpu_settings() if workers > 1 else "",
     }
     return {name: text for name, text in lines.items() if text}
 
@@ -183,7 +214,9 @@ def write(
         The folder they are in.
     """
     with explained(setting.folder):
-        folder = setting.folder if setting.config.tensorboard else make(setting.folder)
+        folder = setting.folder
+        if not setting.config.tensorboard:  # which made it
+            folder = make(folder, setting.config.resume)
         with (folder / "history.csv").open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["epoch", *history])
@@ -217,7 +250,7 @@ def write(
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         draw_losses(history, folder / "loss.png", setting.unit)
         models.save(raw, folder / "model.keras", _about(setting, model))
-        (folder / "report.html").write_text(page.report(read_run(folder)), encoding="utf-8")
+        (folder / _LAST_WRITTEN).write_text(page.report(read_run(folder)), encoding="utf-8")
         return folder
 
 

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from jobs import run_job
 
-from ddp_gd import report, runtime, train
+from ddp_gd import report, results, runtime, train
+from ddp_gd.config import TrainConfig
 from ddp_gd.hooks import Hooks
 from ddp_gd.plan import Plan
 
@@ -304,13 +305,31 @@ def test_timeline_needs_horovod_and_a_new_file(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "old.json").read_text() == "kept"
 
 
+def test_a_resumed_training_keeps_the_timeline_from_before(tmp_path):
+    """It writes the next one: a supervised job starts again with the same arguments."""
+    file = tmp_path / "t.json"
+    config = TrainConfig(timeline=str(file), checkpoint="saved", resume=True)
+    assert results.new_timeline(config) == str(file)
+    file.touch()
+    (tmp_path / "t-2.json").touch()
+    assert results.new_timeline(config) == str(tmp_path / "t-3.json")
+
+
 @pytest.mark.parametrize(
-    ("options", "every_step"),
-    [({}, False), ({"update_freq": 5}, True), ({"profile_batch": (2, 3)}, True)],
+    ("kind", "options", "every_step"),
+    [
+        ("TensorBoard", {}, False),
+        ("TensorBoard", {"update_freq": 5}, True),
+        ("TensorBoard", {"profile_batch": (2, 3)}, True),
+        ("ModelCheckpoint", {}, False),
+        ("ModelCheckpoint", {"save_freq": 5}, True),
+        ("BackupAndRestore", {}, False),
+        ("BackupAndRestore", {"save_freq": 5}, True),
+    ],
 )
-def test_tensorboard_lets_many_steps_be_one_call(options, every_step, tmp_path):
-    """TensorBoard sees every batch only where it writes about batches."""
-    callback = keras.callbacks.TensorBoard(tmp_path, **options)
+def test_callbacks_of_epochs_let_many_steps_be_one_call(kind, options, every_step, tmp_path):
+    """Keras's callbacks see every batch only where they write about batches."""
+    callback = getattr(keras.callbacks, kind)(str(tmp_path / "it.keras"), **options)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     hooks = Hooks(runtime.communicator(), model, [callback], 0, epochs=1, steps=1)
     assert hooks.every_step == every_step

@@ -193,6 +193,23 @@ def test_full_folder_is_left_alone(command, folder):
     assert [path.name for path in (folder / "kept").iterdir()] == ["thesis.txt"]
 
 
+def test_resume_takes_the_folder_that_an_interrupted_run_left(command, folder):
+    """Restarts get the same --out: unfinished results are in no one's way, others stay."""
+    options = ["--checkpoint", "saved", "--resume", "--tensorboard", "--out", "out", "--seed", 1]
+    (folder / "out" / "logs").mkdir(parents=True)
+    assert command("--epochs", 1, *options).status == 0
+    done = command("--epochs", 2, *options)
+    assert (done.status, "--out out is not empty" in done.err) == (2, True)
+    (folder / "out" / "report.html").unlink()  # the last one that is written
+    assert command("--epochs", 2, *options).status == 0
+    assert len((folder / "out" / "history.csv").read_text().splitlines()) == 3
+    (folder / "out" / "report.html").unlink()
+    (folder / "out" / "history.csv").unlink()
+    (folder / "out" / "history.csv").symlink_to(folder / "elsewhere.csv")
+    assert command("--epochs", 3, *options).status == 2
+    assert not (folder / "elsewhere.csv").exists()
+
+
 def test_losses_in_own_units_keep_their_digits(command, folder):
     """Targets with a large mean, or with squares beyond float32, have exact final losses."""
     table = np.random.default_rng(0).normal(size=(60, 3))
