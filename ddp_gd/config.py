@@ -87,8 +87,8 @@ class TrainConfig:
     training data."""
 
     micro_batch_size: int | None = None
-    """Compute a worker's share in pieces of so many rows, for batches larger than memory; the
-    update stays the same."""
+    """Compute a worker's share in pieces of so many rows, for batches whose activations don't fit
+    into memory; the update stays the same."""
 
     bitwise: bool = False
     """The same weights, optimizer state and history to the last bit at any number of workers.
@@ -134,7 +134,8 @@ class TrainConfig:
     docs/timeline.md."""
 
     out: str | None = None
-    """Folder for the results; it must be new or empty. Default: a new one under runs/."""
+    """Folder for the results; it must be new or empty, but for what the same training left there
+    unfinished, with --resume. Default: a new one under runs/."""
 
     verbose: Literal["auto", "0", "1", "2"] = "auto"
     """Progress: 0 none, 1 a bar, 2 one line an epoch; `auto` is the bar on a terminal."""

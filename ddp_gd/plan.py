@@ -105,6 +105,11 @@ class Plan:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number, 1 or more.")
+        if min(self.batch_size, self.rows) >= 2**31:
+            raise ConfigError(
+                f"batch_size={self.batch_size} takes {min(self.batch_size, self.rows)} rows in one "
+                "update; at most 2**31 - 1 are counted. Take a smaller batch_size."
+            )
         if self.shuffle not in (True, False, "batch"):
             raise ConfigError(f"shuffle={self.shuffle!r} must be True, False or 'batch'.")
         if not 0 <= self.seed < 2**63:

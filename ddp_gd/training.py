@@ -77,7 +77,8 @@ def fit(
         validation_batch_size: rows of one step of validation; default `batch_size`.
         validation_freq: validate every so many epochs, or after these epochs, counted from 1.
         micro_batch_size: compute a share in pieces of so many rows, one after the other, so that a
-            global mini-batch larger than memory can be trained on. Same update.
+            global mini-batch can be trained on whose activations don't fit into memory; the rows of
+            a share must, twice. Same update.
         seed: of the order of rows, from 0 to 2**63 - 1; None draws one on rank 0 from NumPy's
             global generator.
         checkpoint: save the training, and go on with a saved one, see `Checkpoint`.
