@@ -133,7 +133,7 @@ def main() -> None:
     runners = {n: r for n, r in runners.items() if n in (options.contenders or runners)}
     with tempfile.TemporaryDirectory(prefix="ddp_gd_bench_") as folder:
         environ = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("TF_NUM_")},
+            **{k: v for k, v in os.environ.items() if not k.startswith(("TF_NUM_", "HOROVOD_"))},
             "BENCH_FOLDER": folder,
             "BENCH_WORKLOADS": " ".join(options.workloads),
             "BENCH_STEPS": str(options.steps or 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -48,18 +49,21 @@ def untrained(name: str, workload: Workload) -> keras.Model:
 
 
 class EpochSeconds(keras.callbacks.Callback):
-    """Seconds of every epoch but the first."""
+    """Seconds of every epoch but the first, with what is done between one and the next."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: list[float] = []
-        self._began = 0.0
+        self._began: list[float] = []
+
+    @property
+    def seconds(self) -> list[float]:
+        """From the beginning of each epoch to the next one's, or to the end."""
+        return [end - begin for begin, end in itertools.pairwise(self._began)][1:]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
+        """Note the time."""
+        self._began.append(time.perf_counter())
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stop it."""
-        if epoch > 0:
-            self.seconds.append(time.perf_counter() - self._began)
+    def on_train_end(self, logs: Any = None) -> None:
+        """Note the time."""
+        self._began.append(time.perf_counter())
