@@ -7,7 +7,7 @@
 `rows` are those of a worker's share, `bytes` the 2 (n - 1) / n gradients that a worker sends. a, b
 and c are fitted to runs of one worker, d and e to runs of two hosts on a link without a limit. The
 formula is then checked against runs of other sizes on links of 1 and 10 Gbit/s, which it was not
-fitted to, with the link's bandwidth put in.
+fitted to, with the link's bandwidth put in, and on a link that delays, with its latency put in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from benchmarks.network import Hosts
 
 FITTED = ("64,256,512,1024,1536", "16,64,256")
 CHECKED = ("128,768,1280", "32,128")
-LINKS = (1.0, 10.0)  # Gbit/s
+# Gbit/s, infinite where only the machine limits it, and seconds one way.
+LINKS = ((1.0, 0.0), (10.0, 0.0), (np.inf, 1e-3))
 _ENVIRON = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -120,14 +121,15 @@ def main() -> None:
     print(f"and to {len(two)} runs of two hosts", flush=True)
     model = CostModel(alone, two)
     checks = []
-    for gigabits in LINKS:
-        with Hosts(gigabits) as hosts:
+    for gigabits, latency in LINKS:
+        with Hosts(None if latency else gigabits, latency) as hosts:
             runs = _runs(hosts.run(["-m", "benchmarks.run_cost", *CHECKED], _ENVIRON))
         for run in runs:
-            predicted = 1e3 * model.seconds(run["weights"], run["rows"], 2, gigabits)
-            checks.append({**run, "gigabits": gigabits, "predicted_ms": predicted})
+            predicted = 1e3 * model.seconds(run["weights"], run["rows"], 2, gigabits, latency)
+            link = f"{1e3 * latency:g} ms" if latency else f"{gigabits:g} Gbit/s"
+            checks.append({**run, "link": link, "predicted_ms": predicted})
             print(
-                f"{gigabits:4g} Gbit/s, {run['weights']:9,.0f} weights, {run['rows']:4.0f} rows: "
+                f"{link:9}, {run['weights']:9,.0f} weights, {run['rows']:4.0f} rows: "
                 f"{run['ms']:7.2f} ms, predicted {predicted:7.2f}",
                 flush=True,
             )

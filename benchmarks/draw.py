@@ -89,10 +89,11 @@ def draw_cost(
             [1e3 * seconds(r["weights"], r["rows"], 2) for r in two],
         ),
     ]
-    for gigabits, colour, marker in ((1.0, "#d55e00", "^"), (10.0, "#009e73", "v")):
-        runs = [check for check in results["checks"] if check["gigabits"] == gigabits]
+    links = (("1 Gbit/s", "#d55e00", "^"), ("10 Gbit/s", "#009e73", "v"), ("1 ms", "#cc79a7", "s"))
+    for link, colour, marker in links:
+        runs = [check for check in results["checks"] if check["link"] == link]
         predicted = [run["predicted_ms"] for run in runs]
-        groups.append((f"not fitted: {gigabits:g} Gbit/s", colour, marker, runs, predicted))
+        groups.append((f"not fitted: {link}", colour, marker, runs, predicted))
     for label, colour, marker, runs, predicted in groups:
         left.plot(
             [r["ms"] for r in runs], predicted, marker, color=colour, label=label, markersize=5

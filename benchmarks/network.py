@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a veth pair. Needs root and iproute2."""
+"""Two hosts on one machine: network namespaces joined by a link. Needs root and iproute2."""
 
 from __future__ import annotations
 
@@ -20,17 +20,32 @@ class Hosts:
 
     Args:
         gigabits: rate of the link, both ways, in Gbit/s; None leaves it as fast as the kernel is.
+        delay: seconds that a packet is under way, instead of a rate.
     """
 
-    def __init__(self, gigabits: float | None):
+    def __init__(self, gigabits: float | None, delay: float = 0.0):
         self._gigabits = gigabits
+        self._delay = delay
+        self._relay: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Hosts:
         self.__exit__()
-        for number, name in enumerate(_NAMES, start=1):
+        for name in _NAMES:
             _call("ip", "netns", "add", name)
-            if number == 1:
-                continue
+        if self._delay:
+            # Not tc's netem, which is missing in many kernels.
+            self._relay = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.delay", *_NAMES, "link0", str(self._delay)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self._relay.stdout is not None
+            if self._relay.stdout.readline() != "ready\n":
+                raise RuntimeError("the link with a delay could not be made")
+            for name in _NAMES:  # large packets: a Python process carries each
+                _call("ip", "-n", name, "link", "set", "link0", "mtu", "65000")
+        else:
             _call(
                 *("ip", "link", "add", "link0", "netns", _NAMES[0], "type", "veth"),
                 *("peer", "name", "link0", "netns", _NAMES[1]),
@@ -40,7 +55,6 @@ class Hosts:
             for device in ("lo", "link0"):
                 _call("ip", "-n", name, "link", "set", device, "up")
             if self._gigabits is not None:
-                # A token bucket: tc's netem, which could delay too, is missing in many kernels.
                 rate = ("rate", f"{self._gigabits * 1000:.0f}mbit", "burst", "256kb")
                 _call(
                     "tc",
@@ -53,6 +67,9 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._relay is not None:
+            self._relay.communicate()  # the end of its input is its own
+            self._relay = None
         for name in _NAMES:
             with contextlib.suppress(subprocess.CalledProcessError):
                 _call("ip", "netns", "delete", name)
