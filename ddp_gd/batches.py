@@ -70,6 +70,7 @@ class Batches:
         """Begin an epoch: its order of items is a function of seed and epoch."""
         self._items.begin_epoch(first)
         self._numbers = Order(self.plan, epoch).rows(np.arange(self.plan.steps))
+        self._made = first
 
     def end_epoch(self) -> None:
         """Read no more. The data set is told if it was used to the end, as Keras does."""

@@ -90,6 +90,7 @@ class Loop:
         self._communicator = communicator
         self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
         self._epoch = 0
+        self._what = ""
         self._pauses: list[int] = []
         self._steps_per_call = 1
         self._measured = False
@@ -106,7 +107,12 @@ class Loop:
         self._source.reset(epochs)
 
     def calls(
-        self, epoch: int, every_step: bool = False, first: int = 0, pauses: Iterable[int] = ()
+        self,
+        epoch: int,
+        every_step: bool = False,
+        first: int = 0,
+        pauses: Iterable[int] = (),
+        what: str = "",
     ) -> Iterator[tuple[int, int]]:
         """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
 
@@ -117,8 +123,10 @@ class Loop:
             every_step: one step each, for callbacks that want to see them.
             first: the step to begin with.
             pauses: end a run after every so many steps, counted from the first epoch on.
+            what: the epoch in words, for messages; by default its number, counted from 1.
         """
         self._epoch = epoch
+        self._what = what or f"epoch {epoch + 1}"
         self._source.begin_epoch(epoch, first)
         self._pauses = [1] if every_step else list(pauses)
         first, stop = self._call_from(first)
@@ -155,9 +163,8 @@ class Loop:
         """
         assert self._reading is not None
         attendance = self._communicator.attendance
-        part = f"epoch {self._epoch + 1}" if self.steps.training else "an evaluation"
         which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
-        attendance.where = f"{which} of {part}"
+        attendance.where = f"{which} of {self._what}"
         began = time.perf_counter()
         shares, rows = self._reading()
         self.seconds_waiting += time.perf_counter() - began
@@ -208,8 +215,8 @@ class Loop:
             if not finite[rank]
         )
         raise NumericsError(
-            f"The loss or its gradient is NaN or infinite in epoch {self._epoch + 1}, step "
-            f"{step + 1} of {self.steps_per_epoch}, on "
+            f"The loss or its gradient is NaN or infinite in {self._what}, step {step + 1} of "
+            f"{self.steps_per_epoch}, on "
             f"{blame or 'no single worker: only the sum is'}. "
             "Every worker stopped after this step. Look for NaN or very large values in those "
             "rows, lower the learning rate, or clip the gradient (global_clipnorm)."

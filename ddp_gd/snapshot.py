@@ -182,9 +182,9 @@ class Saver:
         self._writing: Future[Path] | None = None
         self._last = time.monotonic()
 
-    def save(self, position: Position, logs: Mapping[str, Any]) -> Path:
+    def save(self, position: Position, logs: Mapping[str, Any], stopped: bool) -> Path:
         """Save now, and return the file when it is on the disk."""
-        self._save(position, logs)
+        self._save(position, logs, stopped)
         assert self._writing is not None
         return self._writing.result()
 

@@ -57,6 +57,11 @@ class ModelState:
         """`tf.TensorSpec` of each tensor of `read`."""
         return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self._others]]
 
+    @property
+    def changed(self) -> list[Any]:
+        """The variables that a step changes, without weights and optimizer."""
+        return [*self._changed, *self.model.metrics_variables]
+
     def read(self) -> list[Tensor]:
         """The values of all variables that a forward pass reads: once a step."""
         return [tf.convert_to_tensor(v.value) for v in [*self.weights, *self._others]]

@@ -168,7 +168,8 @@ def fit(
     if saved is not None:
         saved.restore(model, hooks)
         first_epoch = saved.position.epoch
-        epochs = first_epoch if saved.stopped else epochs
+        if saved.stopped and saved.position.step == 0:  # else the end of that epoch is to be made
+            epochs = first_epoch
     if tracer is not None:
         tracer.write_start()
     with Interrupts(active=checkpoint is not None) as interrupts:
@@ -218,12 +219,12 @@ class _Training:
             stop = replicas.any_worker(self.communicator, self.model.stop_training)
             if self.saver is not None:
                 self.saver.epoch_ended(epoch, logs, last=stop or epoch == epochs - 1, stop=stop)
-            if stop:
-                break
             if self.interrupts.active and replicas.any_worker(
                 self.communicator, self.interrupts.received is not None
             ):
-                self._leave(Position(epoch + 1, 0), logs)
+                self._leave(Position(epoch + 1, 0), logs, stop)
+            if stop:
+                break
         return logs
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
@@ -238,6 +239,9 @@ class _Training:
             # Once more: the metrics and what callbacks did at the beginning of the epoch.
             saved.restore(model, hooks)
             first_step, logs = saved.position.step, _logs(model)
+            if saved.stopped:  # by a callback: no step is left
+                first_step, model.stop_training = steps, True
+        position = Position(epoch, first_step)
         pauses = [every for every in (self.save_every, self.check_every) if every is not None]
         for first, stop in self.loop.calls(epoch, hooks.every_step, first_step, pauses):
             hooks.callbacks.on_train_batch_begin(first)
@@ -247,7 +251,7 @@ class _Training:
             position = Position(epoch, stop)
             if asked:
                 self._check(str(position))
-                self._leave(position, logs)
+                self._leave(position, logs, self.hooks.want_to_stop())
             if hooks.want_to_stop():
                 break
             if stop == steps:
@@ -258,26 +262,38 @@ class _Training:
                 self.saver.step_ended(position, logs)
         self.loop.end_epoch()
         if self.validation_loop is not None and _is_due(epoch, self.validation_freq):
-            validation_logs = _evaluate(model, self.validation_loop, hooks)
-            logs |= {f"val_{name}": value for name, value in validation_logs.items()}
+            logs |= self._validate(self.validation_loop, position, logs)
         hooks.callbacks.on_epoch_end(epoch, logs)
         self._check(f"epoch {epoch + 1}")
         if self.loop.steps.stop_on_nan:
             replicas.require_finite(model, f"epoch {epoch + 1}")
         return logs
 
+    def _validate(self, loop: Loop, position: Position, logs: dict[str, Any]) -> dict[str, Any]:
+        """The logs of a validation. Asked to stop in it, leave everything as it was before."""
+        changed = loop.steps.state.changed if self.interrupts.active else []
+        before = [variable.value.numpy() for variable in changed]
+        what = f"the validation of epoch {position.epoch + 1}"
+        validation_logs, asked = _evaluate(self.model, loop, self.hooks, what, self.interrupts)
+        if asked:
+            for variable, value in zip(changed, before, strict=True):
+                variable.assign(value)
+            self._check(str(position))
+            self._leave(position, logs, self.hooks.want_to_stop())
+        return {f"val_{name}": value for name, value in validation_logs.items()}
+
     def _check(self, now: str) -> None:
         """Compare the workers' copies of the model."""
         replicas.check(self.communicator, self.model, self.checked, now)
         self.checked = now
 
-    def _leave(self, position: Position, logs: dict[str, Any]) -> NoReturn:
+    def _leave(self, position: Position, logs: dict[str, Any], stopped: bool) -> NoReturn:
         """End all workers after the same step, when rank 0 has saved it."""
         self.loop.end_epoch()
         received = self.interrupts.received
         by_hand = replicas.any_worker(self.communicator, received == signal.SIGINT)
         if self.saver is not None:
-            path = self.saver.save(position, logs)
+            path = self.saver.save(position, logs, stopped)
             name = signal.Signals(received or (signal.SIGINT if by_hand else signal.SIGTERM)).name
             sys.stderr.write(
                 f"ddp_gd: stopped by {name} after {position}; saved in {path}. Go on with resume.\n"
@@ -320,23 +336,29 @@ def evaluate(
     replicas.synchronize(communicator, model)
     loop = _loop(communicator, model, source, training=False)
     hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
-    return _evaluate(model, loop, hooks)
+    return _evaluate(model, loop, hooks, "an evaluation", Interrupts(active=False))[0]
 
 
-def _evaluate(model: keras.Model, loop: Loop, hooks: Hooks) -> dict[str, float]:
+def _evaluate(
+    model: keras.Model, loop: Loop, hooks: Hooks, what: str, interrupts: Interrupts
+) -> tuple[dict[str, float], bool]:
+    """The logs of `what`, and whether some worker was asked to stop in it and it is not all."""
     hooks.callbacks.on_test_begin()
     model.reset_metrics()
     logs: dict[str, float] = {}
     loop.reset()
-    for first, stop in loop.calls(epoch=0, every_step=hooks.every_step):
+    for first, stop in loop.calls(epoch=0, every_step=hooks.every_step, what=what):
         hooks.callbacks.on_test_batch_begin(first)
-        loop.run(first, stop)
+        stop, asked = loop.run(first, stop, interrupts.received is not None)
         logs = _logs(model)
         hooks.callbacks.on_test_batch_end(stop - 1, logs)
+        if asked:
+            loop.end_epoch()
+            return logs, True
     loop.end_epoch()
     logs = dict(sorted(logs.items()))  # as Keras has them after an evaluation
     hooks.callbacks.on_test_end(logs)
-    return logs
+    return logs, False
 
 
 def _loop(

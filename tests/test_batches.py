@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,9 @@ def test_a_stop_in_mid_epoch_reads_no_further() -> None:
 class _Stopped(keras.callbacks.Callback):
     """Ends the training after so many steps, when the step before is saved."""
 
-    def __init__(self, steps: int, folder: Path):
+    def __init__(self, steps: int):
         super().__init__()
-        self.left, self.folder = steps, folder
+        self.left = steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.left -= 1
@@ -217,9 +218,24 @@ class _Stopped(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("make", [Listed, Reordering, reshuffled])
-@pytest.mark.parametrize("steps", [3, 6])  # saved: step 2 of epoch 1, step 1 or 2 of epoch 2
-def test_a_training_goes_on_in_mid_epoch(make: Any, steps: int, tmp_path: Path) -> None:
+class _Signalled(_Stopped):
+    """Asks for the end of the training; it is saved after the step that follows."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("make", "end", "steps"),
+    [
+        # Saved: step 2 of epoch 1, step 1 or 2 of epoch 2.
+        *((make, _Stopped, steps) for make in (Listed, Reordering, reshuffled) for steps in (3, 6)),
+        (Reordering, _Signalled, 2),  # saved: all steps of epoch 1, not its end
+    ],
+)
+def test_a_training_goes_on_in_mid_epoch(make: Any, end: Any, steps: int, tmp_path: Path) -> None:
     """A resumed training ends in the bits of one that was never stopped, also where the data set
     itself changes from epoch to epoch."""
 
@@ -233,7 +249,7 @@ def test_a_training_goes_on_in_mid_epoch(make: Any, steps: int, tmp_path: Path) 
         return ddp_gd.fingerprint(model), history.history
 
     with pytest.raises(KeyboardInterrupt):
-        train(_Stopped(steps, tmp_path), folder=tmp_path)
+        train(end(steps), folder=tmp_path)
     assert train(folder=tmp_path) == train()
 
 

@@ -33,15 +33,20 @@ ENDS_AFTER = (
 
 
 class Signalled(keras.callbacks.Callback):
-    """Sends this process a signal after so many steps, or epochs."""
+    """Sends this process a signal after so many steps, steps of validations, or epochs."""
 
-    def __init__(self, number: signal.Signals, steps: int = 0, epochs: int = 0):
+    def __init__(self, number: signal.Signals, steps: int = 0, tests: int = 0, epochs: int = 0):
         super().__init__()
-        self.number, self.steps, self.epochs = number, steps, epochs
+        self.number, self.steps, self.tests, self.epochs = number, steps, tests, epochs
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps -= 1
         if self.steps == 0:
+            os.kill(os.getpid(), self.number)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.tests -= 1
+        if self.tests == 0:
             os.kill(os.getpid(), self.number)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -120,11 +125,12 @@ def test_stopped_after_any_step(steps: int, tmp_path: Path, never_stopped: tuple
 @pytest.mark.parametrize(
     ("number", "when", "made"),
     [
-        # The step after the one in which the signal came is the last.
+        # The step after the one in which the signal came is the last, be it of the validation.
         ("SIGTERM", {"steps": 3}, "step 2 of epoch 2"),
-        ("SIGINT", {"steps": 4}, "epoch 2"),
-        ("SIGTERM", {"steps": 2}, "epoch 1"),
+        ("SIGINT", {"steps": 4}, "step 2 of epoch 2"),
+        ("SIGTERM", {"steps": 2}, "step 2 of epoch 1"),
         ("SIGTERM", {"epochs": 3}, "epoch 3"),
+        ("SIGTERM", {"epochs": ENDS_AFTER}, f"epoch {ENDS_AFTER}"),  # a callback ends it, too
         ("SIGTERM", {"steps": 1, "epochs": 0}, "step 2 of epoch 1"),
     ],
 )
@@ -141,6 +147,40 @@ def test_stopped_by_a_signal(
     assert said.startswith(f"ddp_gd: stopped by {number} after {made}; saved in {tmp_path}")
     assert left(*train(tmp_path, every={})) == never_stopped
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+class AlwaysDropout(keras.layers.Dropout):
+    """Draws random numbers in a validation, too."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return super().call(inputs, training=True)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_stopped_in_a_validation(ended: bool, tmp_path: Path, capsys) -> None:
+    """What the validation changed is undone and saved, and the validation is made once more; also
+    where a callback had ended the training in the middle of the epoch."""
+
+    class Ends(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.stop_training = ended and len(self.model.history.epoch) == 1
+
+    def run(folder: Path | None, *more: keras.callbacks.Callback) -> tuple:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        model = sequential(AlwaysDropout(0.3), keras.layers.Dense(1), metrics=["mae"])
+        rows = {"validation_split": 0.4, "validation_batch_size": 2, "epochs": 4}
+        return left(
+            *train(folder, Ends(), *more, model=model, seed=7, every={}, batch_size=4, **rows)
+        )
+
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, Signalled(signal.SIGTERM, tests=4))  # the first one of the second epoch
+    assert caught.value.code == 143
+    assert f"after step {1 if ended else 2} of epoch 2;" in capsys.readouterr().err
+    whole = run(None)
+    assert len(whole[2]["loss"]) == (2 if ended else 4)
+    assert run(tmp_path) == whole
 
 
 @pytest.mark.parametrize("every", [{}, {"every_seconds": 1e-9}, {"every_steps": 5}])
