@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from .arrays import Arrays
@@ -20,6 +21,7 @@ Tensor = Any
 BYTES_WORTH_A_THREAD = 2**18
 BYTES_PER_CALL = 8 * 2**20  # two calls' rows are held at a time
 BYTES_TO_FIND_A_ROW = 128  # its place in the order, in the data, in the file: all for a short time
+ROWS_NAMED = 20
 
 
 class Rows:
@@ -78,7 +80,7 @@ class Rows:
         """Name the rows that `rank` computes of a step."""
         part = share_of(batch_rows, self.plan.micro_batch_size, rank, self._size)
         first = step * self.plan.batch_size
-        return f"positions {first + part.start} to {first + part.stop - 1} of the epoch's order"
+        return _in_words(self._order.rows(np.arange(first + part.start, first + part.stop)))
 
     def _read(self, order: Order, first: int, stop: int) -> tuple[Shares, list[Tensor]]:
         """This worker's rows of the steps."""
@@ -86,3 +88,15 @@ class Rows:
         rows = self._arrays.take(order.rows(shares.positions))
         with tf.device("/cpu:0"):
             return shares, [tf.convert_to_tensor(leaf) for leaf in rows]
+
+
+def _in_words(rows: np.ndarray) -> str:
+    """Row numbers, the first few in full."""
+    if len(rows) == 0:
+        return "none"
+    rows = np.sort(rows)
+    if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1:
+        return f"{rows[0]} to {rows[-1]}, counted from 0"
+    few = ", ".join(map(str, rows[:ROWS_NAMED]))
+    more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+    return f"{few}{more}, counted from 0"

@@ -44,20 +44,26 @@ class Times(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Start the clocks."""
         self._close()
-        self._row = {"epoch": epoch + 1, "validation": 0.0, "reduction": -self._in_collectives()}
-        self._began = time.perf_counter()
-        self._running, self._waiting = self._loop.seconds_running, self._loop.seconds_waiting
+        # All clocks are in here: a checkpoint would bring back numbers that are attributes.
+        self._row = {
+            "epoch": epoch + 1,
+            "validation": 0.0,
+            "reduction": -self._in_collectives(),
+            "seconds": -time.perf_counter(),
+            "compute": -self._loop.seconds_running,
+            "data": -self._loop.seconds_waiting,
+        }
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Stop the clocks of the training."""
         if self._row is not None:
-            self._test_began = time.perf_counter()
+            self._row["validation"] -= time.perf_counter()
             self._row["reduction"] += self._in_collectives()
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Let them go on."""
         if self._row is not None:
-            self._row["validation"] += time.perf_counter() - self._test_began
+            self._row["validation"] += time.perf_counter()
             self._row["reduction"] -= self._in_collectives()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -75,9 +81,9 @@ class Times(keras.callbacks.Callback):
         row, self._row = self._row, None
         if row is None:
             return
-        row["seconds"] = time.perf_counter() - self._began
+        row["seconds"] += time.perf_counter()
         row["reduction"] += self._in_collectives()
-        row["compute"] = self._loop.seconds_running - self._running - row["reduction"]
-        row["data"] = self._loop.seconds_waiting - self._waiting
+        row["compute"] += self._loop.seconds_running - row["reduction"]
+        row["data"] += self._loop.seconds_waiting
         row["other"] = row["seconds"] - sum(row[part] for part in PARTS if part != "other")
         self.epochs.append(row)

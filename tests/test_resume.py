@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from programs.cases import features, sequential
 import ddp_gd
 from ddp_gd import bits
 from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
+from ddp_gd.records import PARTS
 from ddp_gd.snapshot import Position, Snapshot
+from ddp_gd.times import Times
 
 # Keras's own code, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -193,6 +196,17 @@ def test_stopped_twice(every: dict, tmp_path: Path, never_stopped: tuple) -> Non
     # It has ended: nothing is trained any more.
     assert left(*train(tmp_path, every=every)) == never_stopped
     assert len(list(tmp_path.glob("*.safetensors"))) <= 3
+
+
+def test_times_begin_anew_in_mid_epoch(tmp_path: Path) -> None:
+    """Of an epoch that was begun before, the seconds since it went on are measured."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Times(), Stopped(steps=4), seed=7)
+    times, began = Times(), time.perf_counter()
+    train(tmp_path, times)
+    assert times.epochs[0]["epoch"] == 2
+    assert sum(row["seconds"] for row in times.epochs) <= time.perf_counter() - began
+    assert min(row[part] for row in times.epochs for part in PARTS) >= 0
 
 
 def test_a_training_may_be_made_longer(tmp_path: Path, never_stopped: tuple) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -351,12 +352,29 @@ def test_what_needs_all_rows_trains_in_one_piece() -> None:
 
 def test_a_loss_that_is_no_number_stops_at_once() -> None:
     """NaN in a row ends the training at its step, and says where, in training and validation."""
-    where = r"epoch 1, step 2 of 2, on rank 0 \(its rows: positions 8 to 12"
-    model = _network()
-    with pytest.raises(ddp_gd.NumericsError, match=where):
-        ddp_gd.fit(model, _nan(X), Y, epochs=3, **FIT)
-    with pytest.raises(ddp_gd.NumericsError, match="step 2 of 2"):
+    where = r"step 2 of 2, on rank 0 \(its rows: 8 to 12, counted from 0\)"
+    with pytest.raises(ddp_gd.NumericsError, match=f"in epoch 1, {where}"):
+        ddp_gd.fit(_network(), _nan(X), Y, epochs=3, **FIT)
+    with pytest.raises(ddp_gd.NumericsError, match=f"in an evaluation, {where}"):
         ddp_gd.evaluate(_network(), _nan(X), Y, BATCH, verbose=0)
+    options = {**FIT, "epochs": 2, "validation_freq": 2, "validation_data": (_nan(X), Y)}
+    with pytest.raises(ddp_gd.NumericsError, match=f"in the validation of epoch 2, {where}"):
+        ddp_gd.fit(_network(), X, Y, **options)
+
+
+@pytest.mark.parametrize(("rows", "more"), [(5, ""), (50, " and 30 more")])
+def test_the_rows_of_a_shuffled_step_are_named(rows: int, more: str) -> None:
+    """By their numbers in the arrays, not by their places in the epoch's order."""
+    x, y = np.zeros((1000, 4)), np.zeros((1000, 1))
+    x[123] = np.nan
+    where = rf"on rank 0 \(its rows: ([\d, ]+){more}, counted from 0\)"
+    with pytest.raises(ddp_gd.NumericsError, match=where) as caught:
+        ddp_gd.fit(_network(), x, y, rows, seed=3, verbose=0)
+    found = re.search(where, str(caught.value))
+    assert found is not None
+    numbers = found[1].split(", ")
+    assert "123" in numbers
+    assert len(numbers) == min(rows, 20)
 
 
 class _AtMostThree(layers.Layer):

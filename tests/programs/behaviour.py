@@ -199,7 +199,7 @@ def not_a_number(_: Path) -> None:
     x[10] = np.nan  # step 2 has rows 8 to 12
     first, last = {1: (8, 12), 2: (8, 10), 3: (10, 11)}[ddp_gd.size()]
     with raises(
-        ddp_gd.NumericsError, "epoch 1, step 2 of 2", f"positions {first} to {last}",
+        ddp_gd.NumericsError, "epoch 1, step 2 of 2", f"(its rows: {first} to {last}, counted",
         f"on rank {1 if ddp_gd.size() == 3 else 0} (",
     ):  # fmt: skip
         fit(network(), x)
