@@ -19,6 +19,7 @@ Not seen: a worker that computes for ever inside a step, since a long step looks
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
@@ -292,6 +293,9 @@ class Watch:
 def start_limit(rank: int, limit: float) -> Iterator[None]:
     """End this process if what is done inside, where workers wait for each other, takes too long.
 
+    mpi4py starts MPI without letting another thread of Python run. Then only Python's traceback can
+    be shown, a little later.
+
     Args:
         rank: this worker's.
         limit: that of a `Watch`; this one is `PATIENCE` times as long.
@@ -314,10 +318,13 @@ def start_limit(rank: int, limit: float) -> Iterator[None]:
     timer.daemon = True
     if limit:
         timer.start()
+        faulthandler.dump_traceback_later(PATIENCE * limit + (rank + 4) * TICK, exit=True, file=2)
     try:
         yield
     finally:
         timer.cancel()
+        if limit:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def stall_seconds() -> float:

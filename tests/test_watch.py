@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -233,6 +235,23 @@ def test_the_lowest_of_those_that_fail_speaks(failing: tuple[int, ...]) -> None:
     for thread in threads:
         thread.join()
     assert [rank for rank in failing if speaks[rank]] == [min(failing)]
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [
+        ("time.sleep(60)", "ddp_gd: error: rank 0 on .* has waited 1 s for the other workers to"),
+        # As mpi4py does, and no other thread can run.
+        ("ctypes.PyDLL(None).sleep(60)", r"(?s)Timeout \(.*most recent call first.*line 3 in"),
+    ],
+)
+def test_a_start_that_hangs_has_a_limit(waits: str, said: str) -> None:
+    """The other workers may never come; this one ends, whatever it waits in."""
+    text = f"import ctypes, time\nfrom ddp_gd import watch\nwith watch.start_limit(0, 0.1): {waits}"
+    argv = [sys.executable, "-c", text]
+    job = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
+    assert job.returncode == 1
+    assert re.search(said, job.stderr), job.stderr
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "inf", "nan"])
