@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ddp_gd.checkpoint import Checkpoint, Folder, parse
-from ddp_gd.errors import CheckpointError, ConfigError
+from ddp_gd.errors import CheckpointError, ConfigError, exit_status
 
 HERE = Path(__file__).parent
 ARRAYS = {
@@ -75,8 +75,9 @@ def test_every_flipped_bit_and_missing_piece_is_seen(
         assert Folder(tmp_path).newest() == before.read_bytes()
         assert f"{newest} is damaged" in capsys.readouterr().err
     before.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="None of the 2 checkpoints in"):
+    with pytest.raises(CheckpointError, match="None of the 2 checkpoints in") as caught:
         Folder(tmp_path).newest()
+    assert exit_status(caught.value) == 2
 
 
 def test_damage_to_a_larger_file_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -170,9 +171,12 @@ def test_a_full_disk_leaves_the_old_ones(
         )
     else:
         monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(CheckpointError, match=r"step-000000000002-.*No space left on device"):
+    with pytest.raises(
+        CheckpointError, match=r"step-000000000002-.*No space left on device"
+    ) as caught:
         Folder(folder).write(2, ARRAYS, "header", 3)
     monkeypatch.undo()
+    assert exit_status(caught.value) == 1  # it may be written when the job is started again
     if failing != "mkdir":
         assert os.listdir(folder) == [path.name]
         assert Folder(folder).newest() == path.read_bytes()
