@@ -27,11 +27,20 @@ def test_dry_run() -> None:
     assert result.returncode == 0, result.stderr
     words = result.stdout.splitlines()
     assert words[0] == "env"
-    settings = {"TF_NUM_INTRAOP_THREADS=4", "SRUN_CPUS_PER_TASK=4", "SLURM_EXPORT_ENV=ALL"}
-    assert settings <= set(words)
+    assert {"TF_NUM_INTRAOP_THREADS=4", "SLURM_EXPORT_ENV=ALL"} <= set(words)
     command = words[words.index("srun") :]
-    assert command[1:3] == ["--mpi=pmix", "--kill-on-bad-exit=1"]
+    assert command[1:4] == ["--kill-on-bad-exit=1", "--cpus-per-task=4", "--mpi=pmix"]
     assert command[-2:] == ["--lr", "a\\ b"]
+
+
+def test_mpiruns_daemons_get_the_whole_node() -> None:
+    """The cores of one task are an option of our srun, and nothing that mpirun's would inherit."""
+    more = {"SLURM_CPUS_PER_TASK": "4", "SRUN_CPUS_PER_TASK": "4"}
+    result = run("--dry-run", "--launcher", "mpirun", **more)
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    assert "mpirun" in words
+    assert not any(word.startswith(("SRUN_CPUS_PER_TASK", "--cpus-per-task")) for word in words)
 
 
 @pytest.mark.parametrize(
