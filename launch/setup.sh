@@ -12,7 +12,8 @@
 #                      (2.8 GB more to download). No GPU is needed for the set-up. An environment that
 #                      was set up so stays so
 #   --cuda FOLDER      the CUDA toolkit to compile with, 12 or newer, such as /usr/local/cuda-12.9.
-#                      Without it PyPI's of CUDA 13, whose programs need driver 580 or newer
+#                      Without it that of the last set-up, else PyPI's of CUDA 13, whose programs
+#                      need driver 580 or newer
 #   --require-horovod  exit 1 if Horovod cannot be built. Without it the set-up then ends with a
 #                      warning, and everything but Horovod works: use `--backend mpi`.
 #   --check            change nothing: exit 0 if an earlier set-up is still current (one without
@@ -74,7 +75,7 @@ fi
 stamp=$venv/ddp_gd-setup.stamp
 log=$venv/ddp_gd-setup.log
 
-if ! $gpu && [[ -f $stamp ]] && grep -q '^gpu ' "$stamp"; then
+if [[ -z $cuda_home && -f $stamp ]] && grep -q '^gpu ' "$stamp"; then
     gpu=true
     cuda_home=$(sed -n 's/^gpu with CUDA in //p' "$stamp")
 fi
@@ -169,6 +170,10 @@ if is_current; then
     exit 0
 fi
 
+if [[ -n $cuda_home && ! -x $cuda_home/bin/nvcc ]]; then
+    die "$venv was set up with the CUDA toolkit in $cuda_home, and '$cuda_home/bin/nvcc' is gone. Give another: --gpu --cuda FOLDER. For PyPI's compiler of CUDA 13 remove $stamp first."
+fi
+
 # ---------------------------------------------------------------- the environment and the package
 
 work=$(mktemp -d)
@@ -204,7 +209,9 @@ fi
 "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "the active environment $venv has $("$venv/bin/python" --version), and 3.11 or newer is needed. Leave it (deactivate) and run this again."
 
-rm -f "$stamp"
+if [[ -f $stamp ]]; then
+    sed -i '/^gpu /!d' "$stamp" # all that the next one has to know of a set-up that fails
+fi
 : >"$log"
 enter_venv
 export_job_settings

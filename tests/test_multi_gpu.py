@@ -119,6 +119,32 @@ def test_set_up_needs_a_toolkit_that_exists(arguments: list[str], quoted: str) -
     assert quoted in result.stderr
 
 
+def test_an_environment_keeps_its_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was set up with --cuda is current for --gpu alone, and no other takes its place."""
+    environment, toolkit = tmp_path / "environment", tmp_path / "cuda"
+    for folder in (environment, toolkit):
+        (folder / "bin").mkdir(parents=True)
+    # Every installation succeeds and installs nothing, so the set-up ends without Horovod.
+    program(environment / "bin" / "python", "#!/bin/sh\n")
+    program(toolkit / "bin" / "nvcc", "#!/bin/sh\n")
+
+    def set_up(*arguments: str) -> subprocess.CompletedProcess[str]:
+        more = {"VIRTUAL_ENV": str(environment), "XDG_CACHE_HOME": str(tmp_path)}
+        return run(ROOT / "launch" / "setup.sh", *arguments, path=tmp_path, **more)
+
+    assert set_up("--gpu", "--cuda", str(toolkit)).returncode == 0
+    assert set_up("--check", "--gpu").returncode == 0
+    # A set-up that fails forgets nothing.
+    program(environment / "bin" / "python", '#!/bin/sh\n[ "$1" != -m ]\n')
+    monkeypatch.setenv("CXXFLAGS", "-O1")
+    assert "could not be installed" in set_up("--gpu").stderr
+    (toolkit / "bin" / "nvcc").unlink()
+    result = set_up("--gpu")
+    assert result.returncode == 1
+    assert f"'{toolkit}/bin/nvcc' is gone" in result.stderr
+    assert "--gpu --cuda FOLDER" in result.stderr
+
+
 def test_dry_run_without_gpus(tmp_path: Path) -> None:
     """With -np it prints environment and command anywhere, in words that a shell reads back."""
     (tmp_path / "nvidia-smi").symlink_to("/bin/false")
