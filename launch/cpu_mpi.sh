@@ -37,7 +37,7 @@ set -euo pipefail
 
 # ---------------------------------------------------------------- the command line
 
-workers='' restarts=0 least='' interface='' launcher=mpirun mpirun='' logs='' dry_run=false
+workers='' restarts=0 least='' interface='' launcher=mpirun logs='' dry_run=false
 variables=(PATH VIRTUAL_ENV)
 value() { # value <option> <its value> <what it must match> <what it needs to be>
     [[ $2 =~ ^($3)$ ]] || refuse "$1 needs $4, not '$2'."
@@ -64,7 +64,7 @@ while (($#)); do
             ;;
         --mpirun)
             [[ -x ${2:-} && ! -d ${2:-} ]] || refuse "--mpirun needs the path of an mpirun, not '${2:-}'."
-            mpirun=$2
+            mpirun=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
             ;;
         -x)
             value "$1" "${2:-}" '[A-Za-z_][A-Za-z0-9_]*' "a variable's name"
@@ -112,6 +112,9 @@ if ((${#hosts[@]})); then
 elif [[ -n $interface ]]; then
     refuse "--interface $interface is for several hosts: give --hosts or --hostfile."
 fi
+if [[ $launcher == horovodrun && $mpirun != mpirun ]]; then
+    refuse "--launcher horovodrun starts the mpirun of the set-up, not '$mpirun': leave one of the two out."
+fi
 workers=${workers:-$(nproc)}
 least=${least:-$workers}
 ((least <= workers)) || refuse "--min-np $least is more than the $workers workers of -np."
@@ -122,12 +125,6 @@ if [[ $dry_run == false ]]; then
     set_up_if_needed
 fi
 enter_venv
-if [[ -n $mpirun ]]; then
-    mpirun=$(cd "$(dirname "$mpirun")" && pwd)/$(basename "$mpirun")
-    PATH=$(dirname "$mpirun"):$PATH
-    # Or mpi4py would load the set-up's.
-    set_default MPI4PY_LIBMPI "$(dirname "$(dirname "$mpirun")")/lib/"
-fi
 export_job_settings
 find_mpi
 if [[ $launcher == horovodrun ]]; then
@@ -136,7 +133,7 @@ if [[ $launcher == horovodrun ]]; then
 fi
 if ((${#backend[@]})); then
     backend=()
-elif [[ -n $mpirun ]]; then
+elif [[ $mpirun != mpirun ]]; then
     backend=(--backend mpi)
 elif ! horovod_is_installed; then
     say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
@@ -146,7 +143,7 @@ fi
 # Sets hosts_now, others, network and interface_now to what the hosts that can take part tell.
 ask_hosts() { # ask_hosts [--leave-out]
     local answer
-    answer=$(python "$repo_root/launch/preflight.py" "$@" "$repo_root" "$venv" "${hosts[@]}") || exit
+    answer=$(python "$repo_root/launch/preflight.py" "$@" "$repo_root" "$venv" "$mpirun" "${hosts[@]}") || exit
     { read -r hosts_now && read -r others && read -r network && read -r interface_now; } <<<"$answer" || true
     if ((others)) && [[ -n $interface ]]; then
         network=$interface interface_now=$interface

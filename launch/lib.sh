@@ -10,6 +10,8 @@ if [[ -z $venv || ! -x $venv/bin/python ]]; then
     venv=$repo_root/.venv
 fi
 
+mpirun=mpirun # or the file that --mpirun named
+
 # To stderr: stdout belongs to the program that is started.
 say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
 
@@ -51,8 +53,8 @@ enter_venv() {
     export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 }
 
-is_open_mpi() { # is the mpirun on PATH Open MPI's?
-    [[ $(mpirun --version 2>/dev/null || true) == *"Open MPI"* ]]
+is_open_mpi() { # is mpirun Open MPI's?
+    [[ $("$mpirun" --version 2>/dev/null || true) == *"Open MPI"* ]]
 }
 
 horovod_is_installed() {
@@ -60,10 +62,10 @@ horovod_is_installed() {
 }
 
 # Sets program to what mpirun is to start for the training with these arguments: worker.sh, which
-# undoes what is done here.
+# undoes what is done here. Python is named whole: an MPI's --prefix puts its own folder first on PATH.
 through_mpi() { # through_mpi <folder of the logs, or ''> <training arguments ...>
     local word
-    program=(bash "$repo_root/launch/worker.sh" "$1" python -m ddp_gd.train)
+    program=(bash "$repo_root/launch/worker.sh" "$1" "$venv/bin/python" -m ddp_gd.train)
     shift
     for word in "$@"; do
         [[ ! $word =~ ^\+*:$ ]] || word=+$word
@@ -160,7 +162,7 @@ export_job_settings() {
         set_default OMPI_MCA_plm isolated
     fi
     # PyPI's Open MPI learns from mpirun where its files are; a process without mpirun, from here.
-    if [[ -x $venv/bin/mpicxx && $(command -v mpirun) == "$venv/bin/mpirun" ]]; then
+    if [[ -x $venv/bin/mpicxx && $(command -v "$mpirun") == "$venv/bin/mpirun" ]]; then
         set_default OPAL_PREFIX "$venv"
     fi
     # Every process, horovodrun itself included, otherwise opens with more lines about the CPU.

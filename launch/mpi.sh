@@ -6,20 +6,34 @@
 # Sets mpi to open-mpi-4, open-mpi-5 or mpich, and mpi_prefix to where it lies, if that isn't where
 # a shell on another host looks by itself.
 find_mpi() {
-    local version major
-    command -v mpirun >/dev/null ||
+    local version major found
+    found=$(command -v "$mpirun") ||
         die "there is no mpirun. bash launch/setup.sh installs one, or name it with --mpirun."
-    version=$(mpirun --version 2>/dev/null) || version=
+    version=$("$mpirun" --version 2>/dev/null) || version=
     case $version in
         *"Open MPI) "*)
             major=${version#*Open MPI) }
             [[ ${major%%.*} -ge 5 ]] && mpi=open-mpi-5 || mpi=open-mpi-4
             ;;
         *HYDRA*) mpi=mpich ;;
-        *) die "$(command -v mpirun) is neither Open MPI nor MPICH: '${version%%$'\n'*}'. Name another with --mpirun." ;;
+        *) die "$found is neither Open MPI nor MPICH: '${version%%$'\n'*}'. Name another with --mpirun." ;;
     esac
-    mpi_prefix=$(dirname "$(dirname "$(command -v mpirun)")")
+    mpi_prefix=$(dirname "$(dirname "$found")")
+    [[ $mpirun == mpirun ]] || export_library
     [[ $mpi_prefix != /usr ]] || mpi_prefix=
+}
+
+# Tells mpi4py where the library of --mpirun is; it would load the set-up's.
+export_library() {
+    local folder name=libmpi.so.40
+    [[ $mpi != mpich ]] || name=libmpi.so.12
+    for folder in "$mpi_prefix"/{lib,lib64,lib/*-linux-gnu}; do # the last one is Debian's
+        if [[ -e $folder/$name ]]; then
+            set_default MPI4PY_LIBMPI "$folder/$name"
+        fi
+    done
+    [[ -v MPI4PY_LIBMPI ]] ||
+        refuse "--mpirun '$mpirun' needs its library for mpi4py: there is no $name in $mpi_prefix/lib. Name another mpirun, or the library in the variable MPI4PY_LIBMPI."
 }
 
 # What is the same at every start of the job.
@@ -73,9 +87,9 @@ mpirun_words() {
     # is free, and those of another job to the same two. Each worker counts the cores that it has
     # its part of, and takes as many threads.
     case $mpi in
-        mpich) start=(mpirun -bind-to none -np "$workers") ;;
-        open-mpi-4) start=(mpirun --bind-to none -np "$workers") ;;
-        open-mpi-5) start=(mpirun --bind-to none --map-by slot:OVERSUBSCRIBE -np "$workers") ;;
+        mpich) start=("$mpirun" -bind-to none -np "$workers") ;;
+        open-mpi-4) start=("$mpirun" --bind-to none -np "$workers") ;;
+        open-mpi-5) start=("$mpirun" --bind-to none --map-by slot:OVERSUBSCRIBE -np "$workers") ;;
     esac
     [[ -n $hosts ]] || return 0
     if [[ $mpi == mpich ]]; then

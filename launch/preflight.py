@@ -1,6 +1,6 @@
 """Ask every host of a job what it is, before anything is started there. Called by cpu_mpi.sh.
 
-    python preflight.py [--leave-out] ROOT ENVIRONMENT HOST:WORKERS ...
+    python preflight.py [--leave-out] ROOT ENVIRONMENT MPIRUN HOST:WORKERS ...
 
 Prints four lines, for cpu_mpi.sh: the hosts that can take part; how many of them are not this one;
 the networks (CIDR) over which they reach each other; the interface there, if it has one name
@@ -35,9 +35,9 @@ def main() -> int:
     """Ask, compare, print; return the exit status."""
     arguments = sys.argv[1:]
     leave_out = arguments[:1] == ["--leave-out"]
-    root, environment, *given = arguments[leave_out:]
+    root, environment, mpirun, *given = arguments[leave_out:]
     hosts = dict(entry.rsplit(":", 1) for entry in given)
-    program = _program(root, environment)
+    program = _program(root, environment, mpirun)
     try:
         here = _report(subprocess.run(["sh"], input=program, capture_output=True, text=True))
     except _Problem as problem:
@@ -71,7 +71,7 @@ def _say(text: str) -> None:
     print(f"cpu_mpi: {text}", file=sys.stderr)
 
 
-def _program(root: str, environment: str) -> str:
+def _program(root: str, environment: str, mpirun: str) -> str:
     """The shell program that has a host report; every word that isn't ours is quoted."""
     quote = shlex.quote
     path = f"PYTHONPATH={quote(os.environ['PYTHONPATH'])}" if "PYTHONPATH" in os.environ else ""
@@ -81,7 +81,7 @@ def _program(root: str, environment: str) -> str:
         f"test -x {quote(environment)}/bin/python || exit {_NO_ENVIRONMENT}\n"
         f"cd {quote(os.getcwd())} 2>/dev/null || exit {_NO_DIRECTORY}\n"
         f"export PATH={quote(os.environ['PATH'])} {path}\n"
-        f"exec {quote(environment)}/bin/python -c {quote(report)}\n"
+        f"exec {quote(environment)}/bin/python -c {quote(report)} {quote(mpirun)}\n"
     )
 
 

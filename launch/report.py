@@ -42,7 +42,7 @@ def _source():
 
 
 def _mpi():
-    mpirun = shutil.which("mpirun")
+    mpirun = shutil.which((sys.argv[1:] or ["mpirun"])[0])  # or the file that --mpirun names
     if mpirun is None:
         return "none"
     lines = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout.split("\n")

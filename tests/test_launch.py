@@ -118,6 +118,7 @@ def test_help(script: str, tmp_path: Path) -> None:
         ("cpu_mpi.sh", ["--interface", "eth0"], "--hosts or --hostfile"),
         ("cpu_mpi.sh", ["--launcher", "srun"], "'srun'"),
         ("cpu_mpi.sh", ["--mpirun", "/no/mpirun"], "'/no/mpirun'"),
+        ("cpu_mpi.sh", ["--mpirun", "/bin/true", "--launcher", "horovodrun"], "'/bin/true'"),
         ("cpu_mpi.sh", ["-x", "A B"], "'A B'"),
         ("cpu_mpi.sh", ["-x", "DDP_GD_NO_SUCH"], "-x DDP_GD_NO_SUCH"),
         ("cpu_mpi.sh", ["--logs", ""], "''"),
@@ -244,16 +245,19 @@ def test_wrong_hostfile(tmp_path: Path, text: str, wrong: str) -> None:
 WORDS = {  # of an MPI's own, and settings in the environment
     "open-mpi-4": (
         "mpirun (Open MPI) 4.1.8",
+        "lib/libmpi.so.40",
         ["--bind-to", "none", "-np", "4", "--prefix", "PREFIX", "-H", "one:3,two:1", "-x", "PATH"],
         ["OMPI_MCA_btl_tcp_if_include=eth7", "OMPI_MCA_oob_tcp_if_include=eth7"],
     ),
     "open-mpi-5": (
         "mpirun (Open MPI) 5.0.11",
+        "lib64/libmpi.so.40",
         ["--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE", "-np", "4", "--prefix", "PREFIX"],
         ["OMPI_MCA_btl_tcp_if_include=eth7", "PRTE_MCA_prte_if_include=eth7"],
     ),
     "mpich": (
         "HYDRA build details:",
+        "lib/x86_64-linux-gnu/libmpi.so.12",
         ["-bind-to", "none", "-np", "4", "-hosts", "one:3,two:1", "-launcher", "ssh"],
         [],
     ),
@@ -263,31 +267,53 @@ WORDS = {  # of an MPI's own, and settings in the environment
 @pytest.mark.parametrize("mpi", WORDS)
 def test_words_of_each_mpi(stand_in: dict[str, str], tmp_path: Path, mpi: str) -> None:
     """--dry-run prints the command for several hosts as that MPI reads it, and starts nothing."""
-    version, expected, settings = WORDS[mpi]
+    version, library, expected, settings = WORDS[mpi]
     programs = tmp_path / "mpi" / "bin"
     programs.mkdir(parents=True)
-    for name, text in {"mpirun": f"#!/bin/sh\necho '{version}'\n", "ssh": SSH}.items():
+    mpirun = programs / "mpirun.other"
+    asked = f"#!/bin/sh\necho '{version}'\necho >>'{tmp_path}/asked'\n"
+    nobody = "#!/bin/sh\nexit 1\n"  # beside it, and not what was named
+    others = {"ssh": SSH, "mpirun": nobody, "python": nobody}
+    for name, text in {mpirun.name: asked, **others}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
+    library = tmp_path / "mpi" / library
+    library.parent.mkdir(parents=True)
+    library.touch()
     hostfile = tmp_path / "hosts"
     hostfile.write_text("one slots=2 # and\n  two\t\none:1")
     result = run(
-        *(LAUNCH / "cpu_mpi.sh", "--dry-run", "--mpirun", str(programs / "mpirun")),
+        *(LAUNCH / "cpu_mpi.sh", "--dry-run", "--mpirun", str(mpirun)),
         *("--hostfile", str(hostfile), "--interface", "eth7", "--", "--epochs", "2", "a b"),
-        env=stand_in,
+        env={**stand_in, "PATH": f"{programs}:{os.environ['PATH']}"},
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     words = result.stdout.splitlines()
     assert words[0] == "env"
-    start = words.index("mpirun")
+    start = words.index(str(mpirun))
     expected = [word.replace("PREFIX", str(tmp_path / "mpi")) for word in expected]
     assert words[start + 1 : start + 1 + len(expected)] == expected
-    assert set(settings) <= set(words[:start])
+    assert {*settings, f"MPI4PY_LIBMPI={library}"} <= set(words[:start])
     assert ("-iface" in words) == (mpi == "mpich")
-    assert words[-10:-7] == ["python", "-m", "ddp_gd.train"]
+    assert words[-10:-7] == [f"{sys.prefix}/bin/python", "-m", "ddp_gd.train"]
     assert words[-4:] == ["2", "a\\ b", "--backend", "mpi"]
     assert not (tmp_path / "runs").exists()
+    # By the script, and by the report of this host and of each other one.
+    assert (tmp_path / "asked").read_text().count("\n") == 4
+
+
+def test_mpirun_without_its_library(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """mpi4py would load another MPI's, and each worker be alone: refused, unless it is named."""
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+    mpirun.chmod(0o755)
+    command = [LAUNCH / "cpu_mpi.sh", "--dry-run", "--mpirun", str(mpirun)]
+    result = run(*command, env=stand_in, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"no libmpi.so.40 in {tmp_path.parent}/lib" in result.stderr
+    named = {**stand_in, "MPI4PY_LIBMPI": "/opt/libmpi.so.40"}
+    assert run(*command, env=named, cwd=tmp_path).returncode == 0
 
 
 def test_mpirun_of_no_known_mpi(stand_in: dict[str, str], tmp_path: Path) -> None:
