@@ -2,7 +2,8 @@
 # Usage: bash launch/cpu_mpi.sh [options] [training arguments]
 #
 # Trains on CPUs through MPI, on this machine or several, and starts again from the last checkpoint
-# when a worker or a host is lost. docs/cluster.md explains it step by step.
+# when a worker or a host is lost. GPUs are hidden from the workers (launch/multi_gpu.sh is for
+# them). docs/cluster.md explains it step by step.
 #
 #   -np N              N workers; default: as many as --hosts takes, or as there are cores
 #   --hosts A:4,B:4    hosts and how many workers each takes (one, without a number); they are
@@ -126,6 +127,15 @@ if [[ $dry_run == false ]]; then
 fi
 enter_venv
 export_job_settings
+asked=()                               # of the hosts
+if [[ -n ${DDP_GD_FOR_GPUS:-} ]]; then # by multi_gpu.sh
+    asked=(--gpus)
+    unset DDP_GD_FOR_GPUS
+else
+    export CUDA_VISIBLE_DEVICES=-1
+    job_settings+=(CUDA_VISIBLE_DEVICES)
+    variables+=(CUDA_VISIBLE_DEVICES)
+fi
 find_mpi
 if [[ $launcher == horovodrun ]]; then
     horovod_is_installed || die "there is no Horovod here, so no horovodrun. Leave --launcher out."
@@ -143,7 +153,7 @@ fi
 # Sets hosts_now, others, network and interface_now to what the hosts that can take part tell.
 ask_hosts() { # ask_hosts [--leave-out]
     local answer
-    answer=$(python "$repo_root/launch/preflight.py" "$@" "$repo_root" "$venv" "$mpirun" "${hosts[@]}") || exit
+    answer=$(python "$repo_root/launch/preflight.py" "$@" "${asked[@]}" "$repo_root" "$venv" "$mpirun" "${hosts[@]}") || exit
     { read -r hosts_now && read -r others && read -r network && read -r interface_now; } <<<"$answer" || true
     if ((others)) && [[ -n $interface ]]; then
         network=$interface interface_now=$interface

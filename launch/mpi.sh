@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # One job in the words of each MPI: Open MPI 4, Open MPI 5 (and what follows), MPICH. Sourced by
 # cpu_mpi.sh, after lib.sh.
-: "${repo_root:?}"
+: "${repo_root:?}" "${mpirun:?}"
 
 # Sets mpi to open-mpi-4, open-mpi-5 or mpich, and mpi_prefix to where it lies, if that isn't where
 # a shell on another host looks by itself.

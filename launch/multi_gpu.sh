@@ -13,11 +13,13 @@
 #   -h, --help        this text, then that of cpu_mpi.sh
 #
 # --hosts, --hostfile, --restarts, --min-np, --launcher, --logs and -x are those of cpu_mpi.sh; other
-# hosts get all NCCL_ variables. A host takes as many workers as it has GPUs, each the one of its
+# hosts get all NCCL_ variables. A host takes no more workers than it has GPUs, each the one of its
 # number. Everything after the options, or after --, goes to `python -m ddp_gd.train` as it is.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=launch/gpus.sh
+. "$repo_root/launch/gpus.sh"
 
 workers='' interface='' hosts=false dry_run=false
 passed=() # to cpu_mpi.sh
@@ -58,21 +60,6 @@ while (($#)); do
     esac
 done
 
-count_gpus() { # those that CUDA_VISIBLE_DEVICES leaves
-    local visible=() name
-    if [[ -v CUDA_VISIBLE_DEVICES ]]; then
-        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
-        local number=0
-        for name in "${visible[@]}"; do
-            [[ $name != -* ]] || break # CUDA stops at the first that does not exist
-            number=$((number + 1))
-        done
-        echo "$number"
-    else
-        nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
-    fi
-}
-
 if ! $hosts && ! { $dry_run && [[ -n $workers ]]; }; then
     command -v nvidia-smi >/dev/null ||
         die "there is no GPU here that NVIDIA's driver knows: no nvidia-smi on PATH. On CPUs: bash launch/cpu_mpi.sh"
@@ -112,4 +99,4 @@ if $dry_run; then
     ((! ${#settings[@]})) || print_settings "${settings[@]}"
     passed+=(--dry-run)
 fi
-exec bash "$repo_root/launch/cpu_mpi.sh" "${passed[@]}" -- "$@"
+DDP_GD_FOR_GPUS=1 exec bash "$repo_root/launch/cpu_mpi.sh" "${passed[@]}" -- "$@"

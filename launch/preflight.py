@@ -1,11 +1,11 @@
 """Ask every host of a job what it is, before anything is started there. Called by cpu_mpi.sh.
 
-    python preflight.py [--leave-out] ROOT ENVIRONMENT MPIRUN HOST:WORKERS ...
+    python preflight.py [--leave-out] [--gpus] ROOT ENVIRONMENT MPIRUN HOST:WORKERS ...
 
 Prints four lines, for cpu_mpi.sh: the hosts that can take part; how many of them are not this one;
 the networks (CIDR) over which they reach each other; the interface there, if it has one name
-everywhere. Exit status 2: a host doesn't answer, or differs from this one; with --leave-out those
-are left out.
+everywhere. Exit status 2: a host doesn't answer, differs from this one, or, with --gpus, takes more
+workers than it has GPUs; with --leave-out those are left out.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ class _Problem(Exception):
 
 def main() -> int:
     """Ask, compare, print; return the exit status."""
-    arguments = sys.argv[1:]
-    leave_out = arguments[:1] == ["--leave-out"]
-    root, environment, mpirun, *given = arguments[leave_out:]
+    options = {"--leave-out", "--gpus"} & {*sys.argv}
+    root, environment, mpirun, *given = (word for word in sys.argv[1:] if word not in options)
     hosts = dict(entry.rsplit(":", 1) for entry in given)
-    program = _program(root, environment, mpirun)
+    program = _program(root, environment, mpirun, "--gpus" in options)
     try:
         here = _report(subprocess.run(["sh"], input=program, capture_output=True, text=True))
     except _Problem as problem:
@@ -51,11 +50,16 @@ def main() -> int:
             _say(f"{host} {answer}")
         elif found := [f"{f} is {b} there, {a} here" for f, a, b in differences(here, answer)]:
             _say(f"{host} differs from this host ({here['name']}): {'; '.join(found)}")
+        elif "--gpus" in options and int(hosts[host]) > answer["gpus"]:
+            _say(
+                f"{host} takes {hosts[host]} workers and has GPUs for {answer['gpus']}: each needs "
+                "one of its own. Let the host take fewer."
+            )
         else:
             reports[host] = answer
             if int(hosts[host]) > answer["cores"]:
                 _say(f"{host} has {answer['cores']} cores and takes {hosts[host]} workers: slow")
-    if len(reports) < len(hosts) and not leave_out:
+    if len(reports) < len(hosts) and "--leave-out" not in options:
         _say("nothing was started. Every host needs the same checkout and set-up at the same path.")
         return 2
     print(",".join(f"{host}:{hosts[host]}" for host in reports))
@@ -71,17 +75,20 @@ def _say(text: str) -> None:
     print(f"cpu_mpi: {text}", file=sys.stderr)
 
 
-def _program(root: str, environment: str, mpirun: str) -> str:
+def _program(root: str, environment: str, mpirun: str, gpus: bool) -> str:
     """The shell program that has a host report; every word that isn't ours is quoted."""
     quote = shlex.quote
     path = f"PYTHONPATH={quote(os.environ['PYTHONPATH'])}" if "PYTHONPATH" in os.environ else ""
     report = Path(__file__).with_name("report.py").read_text()
+    count = Path(__file__).with_name("gpus.sh").read_text() if gpus else ""
     return (
+        f"{count}\n"
         f"cd {quote(root)}/ddp_gd 2>/dev/null || exit {_NO_CHECKOUT}\n"
         f"test -x {quote(environment)}/bin/python || exit {_NO_ENVIRONMENT}\n"
         f"cd {quote(os.getcwd())} 2>/dev/null || exit {_NO_DIRECTORY}\n"
         f"export PATH={quote(os.environ['PATH'])} {path}\n"
-        f"exec {quote(environment)}/bin/python -c {quote(report)} {quote(mpirun)}\n"
+        f"exec {quote(environment)}/bin/python -c {quote(report)} {quote(mpirun)}"
+        f"{' $(count_gpus)' if gpus else ''}\n"
     )
 
 

@@ -2,6 +2,10 @@
 
 Prints one line, JSON after `_MARK`: what a login prints by itself is told from it that way. It is
 sent as text, so that a host whose checkout is older answers the same questions.
+
+    python report.py [MPIRUN [GPUS]]
+
+MPIRUN is the file that --mpirun named, and GPUS how many there are, where that was asked for.
 """
 
 import hashlib
@@ -42,7 +46,7 @@ def _source():
 
 
 def _mpi():
-    mpirun = shutil.which((sys.argv[1:] or ["mpirun"])[0])  # or the file that --mpirun names
+    mpirun = shutil.which((sys.argv[1:] or ["mpirun"])[0])
     if mpirun is None:
         return "none"
     lines = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout.split("\n")
@@ -68,6 +72,7 @@ def main():
     report = {
         "name": socket.gethostname(),
         "cores": len(os.sched_getaffinity(0)),
+        "gpus": int(sys.argv[2]) if sys.argv[2:] else None,
         # Addresses of both ends of the connection that brought this program here.
         "connection": os.environ.get("SSH_CONNECTION", "").split(),
         "networks": _networks(),

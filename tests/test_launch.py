@@ -285,7 +285,11 @@ def test_words_of_each_mpi(stand_in: dict[str, str], tmp_path: Path, mpi: str) -
     result = run(
         *(LAUNCH / "cpu_mpi.sh", "--dry-run", "--mpirun", str(mpirun)),
         *("--hostfile", str(hostfile), "--interface", "eth7", "--", "--epochs", "2", "a b"),
-        env={**stand_in, "PATH": f"{programs}:{os.environ['PATH']}"},
+        env={
+            **stand_in,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "CUDA_VISIBLE_DEVICES": "0",  # the workers' are hidden, on every host
+        },
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -294,7 +298,9 @@ def test_words_of_each_mpi(stand_in: dict[str, str], tmp_path: Path, mpi: str) -
     start = words.index(str(mpirun))
     expected = [word.replace("PREFIX", str(tmp_path / "mpi")) for word in expected]
     assert words[start + 1 : start + 1 + len(expected)] == expected
-    assert {*settings, f"MPI4PY_LIBMPI={library}"} <= set(words[:start])
+    settings = [*settings, f"MPI4PY_LIBMPI={library}", "CUDA_VISIBLE_DEVICES=-1"]
+    assert set(settings) <= set(words[:start])
+    assert "CUDA_VISIBLE_DEVICES" in ",".join(words[start:]).split(",")
     assert ("-iface" in words) == (mpi == "mpich")
     assert words[-10:-7] == [f"{sys.prefix}/bin/python", "-m", "ddp_gd.train"]
     assert words[-4:] == ["2", "a\\ b", "--backend", "mpi"]

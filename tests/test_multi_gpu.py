@@ -58,7 +58,11 @@ def workers_of(result: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"), [(None, "4"), ("0,2", "2"), ("GPU-1", "1"), ("3,-1,2", "1")]
+    ("visible", "expected"),
+    [
+        *((None, "4"), ("0,2", "2"), ("GPU-1", "1"), ("MIG-1,GPU-2", "2")),
+        *(("3,-1,2", "1"), ("2,4,1", "1"), ("0,none", "1"), ("0, 1,99999999999999999999", "2")),
+    ],
 )
 def test_a_worker_for_each_gpu(tmp_path: Path, visible: str | None, expected: str) -> None:
     """As many as the driver lists, or as CUDA_VISIBLE_DEVICES leaves of them."""
@@ -75,6 +79,8 @@ def test_a_worker_for_each_gpu(tmp_path: Path, visible: str | None, expected: st
         ("#!/bin/sh\n", None, "there is no GPU here."),
         ("#!/bin/sh\necho GPU 0: x\n", "-1", "CUDA_VISIBLE_DEVICES='-1'"),
         ("#!/bin/sh\necho GPU 0: x\n", "", "CUDA_VISIBLE_DEVICES=''"),
+        ("#!/bin/sh\necho GPU 0: x\n", "NoDevFiles", "CUDA_VISIBLE_DEVICES='NoDevFiles'"),
+        ("#!/bin/sh\necho GPU 0: x\n", "1", "CUDA_VISIBLE_DEVICES='1'"),
     ],
 )
 def test_without_a_gpu_it_says_so(tmp_path: Path, nvidia_smi, visible, says) -> None:
@@ -86,7 +92,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, nvidia_smi, visible, says) -> 
         for name in ("bash", "basename", "dirname", "sed", "grep"):
             (tmp_path / name).symlink_to(f"/usr/bin/{name}")
         more["PATH"] = str(tmp_path)
-    result = run(SCRIPT, path=tmp_path, **more)
+    result = run(SCRIPT, "--dry-run", path=tmp_path, **more)
     assert result.returncode == 1
     assert says in result.stderr
     assert "launch/cpu_mpi.sh" in result.stderr
@@ -159,11 +165,30 @@ def test_dry_run_without_gpus(tmp_path: Path) -> None:
 def test_other_hosts_get_nccls_settings(tmp_path: Path) -> None:
     """With hosts their numbers count, not this machine's, and NCCL's variables go along."""
     command = ("--dry-run", "--hosts", "localhost:3", "--interface", "eth0")
-    result = run(SCRIPT, *command, path=pretend(tmp_path, 1), NCCL_DEBUG="INFO")
+    result = run(SCRIPT, *command, path=pretend(tmp_path, 3), NCCL_DEBUG="INFO")
     assert workers_of(result) == "3"
     words = result.stdout.splitlines()
     passed = {words[number + 1] for number, word in enumerate(words) if word == "-x"}
     assert {"NCCL_DEBUG", "NCCL_SOCKET_IFNAME"} <= passed
+    assert "CUDA_VISIBLE_DEVICES" not in result.stdout
+    assert "DDP_GD_FOR_GPUS" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("hosts", "says"),
+    [
+        ("localhost:3", "localhost takes 3 workers and has GPUs for 2"),
+        ("localhost:2,other:2", "other takes 2 workers and has GPUs for 1"),
+    ],
+)
+def test_a_host_with_too_few_gpus_is_named(tmp_path: Path, hosts: str, says: str) -> None:
+    """Each host counts its own, before anything is started."""
+    # Stands in for a host: what would have run there over ssh runs here.
+    program(tmp_path / "ssh", "#!/bin/sh\nCUDA_VISIBLE_DEVICES=1 exec sh\n")
+    result = run(SCRIPT, "--dry-run", "--hosts", hosts, path=pretend(tmp_path, 2))
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "nothing was started" in result.stderr
 
 
 @pytest.mark.jobs
