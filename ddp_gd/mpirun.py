@@ -33,4 +33,7 @@ def environment() -> dict[str, str]:
         environ.setdefault(f"OMPI_{name}", "1")
     # Workers must not be bound to one core each where there are more workers than cores.
     environ.setdefault("OMPI_MCA_hwloc_base_binding_policy", "none")
+    # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
+    if not shutil.which("ssh") and not shutil.which("rsh"):
+        environ.setdefault("OMPI_MCA_plm", "isolated")
     return environ

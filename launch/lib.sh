@@ -157,6 +157,8 @@ export_job_settings() {
     set_default OMPI_MCA_rmaps_base_oversubscribe 1
     set_default OMPI_ALLOW_RUN_AS_ROOT 1
     set_default OMPI_ALLOW_RUN_AS_ROOT_CONFIRM 1
+    # Open MPI would bind each of two workers to one core, whatever else is free.
+    set_default OMPI_MCA_hwloc_base_binding_policy none
     # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
     if ! command -v ssh >/dev/null && ! command -v rsh >/dev/null; then
         set_default OMPI_MCA_plm isolated
