@@ -64,6 +64,6 @@ def _by_affinity(local_size: int) -> int:
         sets = [os.sched_getaffinity(pid) for pid in siblings]
     except OSError:
         sets = []
-    if len(sets) == local_size:
-        return len(mine) // sets.count(mine)
+    if len(sets) >= local_size:  # mpirun's own host: its connections to others are children, too
+        return len(mine) // min(local_size, sets.count(mine))
     return min(len(mine), (os.cpu_count() or 1) // local_size)

@@ -23,6 +23,29 @@ def test_cores_of_a_host_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        ({0}, {1}, 1),  # bound to one core each
+        ({0, 1}, {2, 3}, 2),
+        (set(range(8)), set(range(8)), 4),  # bound to none
+        ({0, 1, 2, 3}, {0, 1, 2, 3}, 2),  # both to the same
+    ],
+)
+@pytest.mark.parametrize("connections", [0, 1, 2])
+def test_cores_of_siblings(
+    monkeypatch: pytest.MonkeyPatch, own: set, other: set, expected: int, connections: int
+) -> None:
+    """Workers that a launcher bound to cores of their own keep them, whatever else it started."""
+    sets = {0: own, 1: own, 2: other, **{3 + n: set(range(8)) for n in range(connections)}}
+    monkeypatch.setattr(cores, "quota", lambda: math.inf)
+    monkeypatch.setattr(os, "sched_getaffinity", sets.__getitem__)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(Path, "glob", lambda *_: [Path("children")])
+    monkeypatch.setattr(Path, "read_text", lambda _: " ".join(map(str, list(sets)[1:])))
+    assert cores.for_worker(2) == expected
+
+
+@pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, math.inf),
