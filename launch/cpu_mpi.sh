@@ -127,8 +127,9 @@ if [[ $dry_run == false ]]; then
 fi
 enter_venv
 export_job_settings
-asked=()                               # of the hosts
-if [[ -n ${DDP_GD_FOR_GPUS:-} ]]; then # by multi_gpu.sh
+asked=()
+# Set by multi_gpu.sh alone.
+if [[ -n ${DDP_GD_FOR_GPUS:-} ]]; then
     asked=(--gpus)
     unset DDP_GD_FOR_GPUS
 else
@@ -137,6 +138,8 @@ else
     variables+=(CUDA_VISIBLE_DEVICES)
 fi
 find_mpi
+[[ $mpi != mpich || $interface != */* ]] ||
+    refuse "--interface: MPICH takes the name of an interface, such as eth0, not the network '$interface'."
 if [[ $launcher == horovodrun ]]; then
     horovod_is_installed || die "there is no Horovod here, so no horovodrun. Leave --launcher out."
     [[ $mpi == open-mpi-4 ]] || refuse "--launcher horovodrun: its options are for Open MPI 4, and $(command -v mpirun) isn't. Leave it out."

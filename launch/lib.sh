@@ -77,16 +77,17 @@ through_mpi() { # through_mpi <folder of the logs, or ''> <training arguments ..
 # or 128 + the number of the signal that ended it. The first signal asks the workers to save
 # and stop, the second one ends them.
 run_family() {
-    job_status=0 job_signal=0
+    job_status=0 job_signal=0 job='' early=()
     if [[ -t 0 ]]; then
         exec </dev/null # reading a terminal from the background would stop the job
     fi
+    trap 'on_signal TERM 15' TERM HUP
+    trap 'on_signal INT 2' INT
     set -m # a process group of its own
     "$@" &
     job=$!
     set +m
-    trap 'on_signal TERM 15' TERM HUP
-    trap 'on_signal INT 2' INT
+    ((! ${#early[@]})) || on_signal "${early[@]}"
     wait "$job" || job_status=$?
     # A signal interrupts the wait, and the first process may end before its children do.
     while kill -0 -- "-$job" 2>/dev/null; do
@@ -105,6 +106,10 @@ run_family() {
 
 on_signal() { # on_signal <name> <number>
     local stat pids=()
+    if [[ -z $job ]]; then
+        early=("$@") # nobody to tell yet
+        return 0
+    fi
     if ((! job_signal)); then
         job_signal=$2
         # mpirun hands SIGUSR1 on at once. SIGTERM it takes as the order to end its workers, which

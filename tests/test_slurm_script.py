@@ -97,6 +97,48 @@ def test_the_copy_that_slurm_runs_finds_the_original(tmp_path: Path) -> None:
     assert str(LAUNCH / "worker.sh") in result.stdout
 
 
+# Stands in for Slurm's: a job step on this machine, and a training that fails at once.
+SRUN = """#!/bin/sh
+case "$*" in
+    *ddp_gd.train*) exit 7 ;;
+    *report.py*)
+        while [ "${1#-}" != "$1" ]; do shift; done
+        exec "$@"
+        ;;
+esac
+"""
+
+
+def test_a_job_that_fails_at_once_has_failed(tmp_path: Path) -> None:
+    """Its exit status is the script's, even if it is over before the script looks at it."""
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    for file in LAUNCH.glob("*.*"):
+        if file.name != "setup.sh":
+            (launch / file.name).symlink_to(file)
+    (launch / "setup.sh").write_text("exit 0\n")
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(SRUN)
+        (tmp_path / name).chmod(0o755)
+    slow = tmp_path / "slow"
+    slow.write_text("""trap '[[ $BASH_COMMAND != "job=\\$!" ]] || sleep 0.5' DEBUG\n""")
+    result = subprocess.run(
+        ["bash", str(launch / "slurm.sbatch"), "--epochs", "3"],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "BASH_ENV": str(slow),
+            "VIRTUAL_ENV": sys.prefix,
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NUM_NODES": "1",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 7, result.stderr
+
+
 def report(name: str, **facts: str) -> str:
     """A node's line, as report.py prints it."""
     value = {"name": name, "facts": {"Python": "3.11.2", "tensorflow": "2.21.0", **facts}}
