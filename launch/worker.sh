@@ -19,6 +19,10 @@ done
 
 rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
 log=$folder/rank-$rank.log
+if [[ -L $log ]]; then # someone else may have laid it
+    echo "worker.sh: rank $rank on $(hostname): $log is a symbolic link, and not written through; remove it, or give --logs another folder." >&2
+    exit 2
+fi
 if ! { mkdir -p "${log%/*}" && : >>"$log"; }; then
     echo "worker.sh: rank $rank on $(hostname) can't write $log; give --logs another folder." >&2
     exit 2

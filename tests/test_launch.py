@@ -349,6 +349,18 @@ def test_mpirun_of_no_known_mpi(stand_in: dict[str, str], tmp_path: Path) -> Non
     assert "'mpirun of another kind'" in result.stderr
 
 
+def test_no_log_is_written_through_a_link(tmp_path: Path) -> None:
+    """A link that lies in the folder of the logs is refused, and what it leads to is left alone."""
+    target = tmp_path / "target"
+    target.write_text("mine\n")
+    (tmp_path / "rank-3.log").symlink_to(target)
+    worker = (LAUNCH / "worker.sh", str(tmp_path), "echo", "a line")
+    result = run(*worker, env={"OMPI_COMM_WORLD_RANK": "3"})
+    assert result.returncode == 2
+    assert f"{tmp_path}/rank-3.log is a symbolic link" in result.stderr
+    assert target.read_text() == "mine\n"
+
+
 def test_a_signal_while_a_job_is_being_started(tmp_path: Path) -> None:
     """It reaches the job, too."""
     script = tmp_path / "script.sh"
