@@ -6,6 +6,8 @@
 # and PyPI's Open MPI 5 and MPICH into .mpi; everything else is in launch/test.sh.
 #
 #   -h, --help  this text
+#
+# With CI=true a test that can't run is a failure, and so is a missing Horovod.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,6 +18,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
 fi
 PATH=$PATH:/usr/sbin:/sbin # where ip and Slurm's daemons are; not every shell of root has it
 if [[ $(id -u) != 0 ]]; then
+    [[ ${CI:-} != true ]] || die "FAILED: it needs root, for network namespaces and services."
     say "SKIPPED: it needs root, for network namespaces and services."
     exit 0
 fi
@@ -38,6 +41,9 @@ if ((${#missing[@]})); then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+if [[ ${CI:-} == true ]]; then
+    setup_options=(--require-horovod)
+fi
 set_up_if_needed
 enter_venv
 export_job_settings

@@ -373,6 +373,27 @@ def test_a_signal_while_a_job_is_being_started(tmp_path: Path) -> None:
     assert result.stdout == "status 143\n"
 
 
+def test_ci_skips_no_cluster_test(tmp_path: Path) -> None:
+    """Neither the script without root, nor a test that lacks what it needs."""
+    nobody = tmp_path / "id"
+    nobody.write_text("#!/bin/sh\necho 1000\n")
+    nobody.chmod(0o755)
+    script = LAUNCH / "test_cluster.sh"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert run(script, env={"PATH": path, "CI": "false"}).returncode == 0
+    assert run(script, env={"PATH": path, "CI": "true"}).returncode == 1
+    tests = [sys.executable, "-m", "pytest", "-m", "cluster", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [*tests, str(ROOT / "tests" / "cluster" / "test_slurm.py"), "-k", "without_mpi"],
+        env={**os.environ, "PATH": "/nowhere", "CI": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1, found.stdout
+    assert "skipped, with CI=true: " in found.stdout
+
+
 @pytest.mark.timed
 @pytest.mark.parametrize(
     ("script", "number"), [("train.sh", signal.SIGINT), ("cpu_mpi.sh", signal.SIGTERM)]
