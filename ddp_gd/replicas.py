@@ -15,7 +15,7 @@ from .arrays import Signature
 from .comm.base import Communicator
 from .errors import ConfigError, NumericsError, ReplicaError
 from .loop import Source
-from .state import other_variables
+from .state import global_seed, non_trainable_variables
 
 
 def fingerprint(model: keras.Model) -> str:
@@ -111,17 +111,23 @@ def synchronize(
     if communicator.size == 1:
         return
     mine = variables(model, with_optimizer)
+    if from_rank_0(communicator, global_seed() is not None):  # something may have drawn there alone
+        mine.append(global_seed(make=True))
     values = [tf.convert_to_tensor(v.value) for v in mine]
     for variable, value in zip(mine, communicator.broadcast(values), strict=True):
         variable.assign(value)
 
 
-def check(communicator: Communicator, model: keras.Model, since: str, now: str) -> None:
+def check(
+    communicator: Communicator, model: keras.Model, draws_globally: bool, since: str, now: str
+) -> None:
     """Compare the workers' copies of the model and the optimizer, bit for bit.
 
     Args:
         communicator: the workers.
         model: its copy on this worker.
+        draws_globally: whether it draws from Keras's global generator. Otherwise that is the
+            user's, who may draw from it on some workers only.
         since: when they were last found the same, "epoch 2".
         now: what has just been made, "epoch 3".
 
@@ -130,7 +136,8 @@ def check(communicator: Communicator, model: keras.Model, since: str, now: str) 
     """
     if communicator.size == 1:
         return
-    own = np.frombuffer(_digest(variables(model)), np.uint8)
+    compared = [*variables(model), *([global_seed()] if draws_globally else [])]
+    own = np.frombuffer(_digest(compared), np.uint8)
     digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
     ranks: dict[bytes, list[int]] = {}
     for rank, row in enumerate(digests):
@@ -179,9 +186,12 @@ def from_rank_0(communicator: Communicator, number: int) -> int:
 
 
 def variables(model: keras.Model, with_optimizer: bool = True) -> list[Any]:
-    """What training changes and all workers agree on, in a fixed order: weights to optimizer."""
+    """What training changes and all workers agree on, in a fixed order: weights to optimizer.
+
+    Keras's global seed isn't among them: it may come into being at any time.
+    """
     optimizer = model.optimizer.variables if with_optimizer else []
-    return [*model.trainable_variables, *other_variables(model), *optimizer]
+    return [*model.trainable_variables, *non_trainable_variables(model), *optimizer]
 
 
 def _digest(variables: list[Any]) -> bytes:

@@ -21,8 +21,10 @@ from .checkpoint import Checkpoint, Folder, parse
 from .comm.base import Communicator
 from .errors import CheckpointError, ConfigError, MismatchError
 from .hooks import Hooks
+from .state import global_seed
 
-_FORMAT = 1
+_FORMAT = 2
+_SEED = "global seed"  # the array's name
 _BYTES_PER_BROADCAST = 2**30
 # A training may be continued to another length.
 _MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "terminate_on_nan")
@@ -90,8 +92,8 @@ class Snapshot:
 
     def restore(self, model: keras.Model, hooks: Hooks) -> None:
         """Make model, optimizer, metrics, History and callbacks what they were."""
-        for number, variable in enumerate(_variables(model)):
-            value = self.arrays[f"variable/{number}"]
+        for name, variable in _variables(model, with_seed=_SEED in self.arrays).items():
+            value = self.arrays[name]
             dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
             variable.assign(value.view(dtype) if value.dtype != dtype else value)
         model.history.history = {n: list(map(_decoded, v)) for n, v in self.history["logs"].items()}
@@ -229,10 +231,11 @@ class Saver:
         if self._only_finite:
             replicas.require_finite(self._model, str(position))
         arrays = {}
-        for number, variable in enumerate(_variables(self._model)):
+        with_seed = global_seed() is not None
+        for name, variable in _variables(self._model, with_seed).items():
             value = np.asarray(variable.value.numpy())  # a copy
             # bfloat16 and the like, which NumPy itself does not know, travel as numbers as wide.
-            arrays[f"variable/{number}"] = (
+            arrays[name] = (
                 value if value.dtype.kind in "biufc" else value.view(f"u{value.dtype.itemsize}")
             )
         callbacks = []
@@ -264,8 +267,11 @@ class Saver:
         )
 
 
-def _variables(model: keras.Model) -> list[Any]:
-    return [*replicas.variables(model), *model.metrics_variables]
+def _variables(model: keras.Model, with_seed: bool) -> dict[str, Any]:
+    """What is saved, by the name of its array; Keras's global seed is made if there is none."""
+    numbered = enumerate([*replicas.variables(model), *model.metrics_variables])
+    named = {f"variable/{number}": variable for number, variable in numbered}
+    return named | ({_SEED: global_seed(make=True)} if with_seed else {})
 
 
 def _comparable(facts: Mapping[str, str]) -> dict[str, str]:

@@ -108,6 +108,12 @@ class ModelState:
                 state.append(tf.where(first, value, tf.zeros_like(value)))
         return state, [scope.get_current_value(v) for v in self._counted]
 
+    @property
+    def draws_globally(self) -> bool:
+        """Whether a forward pass draws from Keras's global generator."""
+        seed = global_seed()
+        return any(variable is seed for variable in self._changed)
+
     def layers_seeing_shares(self, seeds: bool = True, statistics: bool = True) -> list[str]:
         """Names of the layers for which it matters how a global mini-batch is cut.
 
@@ -148,11 +154,29 @@ class ModelState:
 
 def other_variables(model: keras.Model) -> list[Any]:
     """The non-trainable variables in model order, and Keras's global seed if there is one."""
-    variables = list({id(v): v for v in model.non_trainable_variables}.values())
+    seed = global_seed()
+    return [*non_trainable_variables(model), *([] if seed is None else [seed])]
+
+
+def non_trainable_variables(model: keras.Model) -> list[Any]:
+    """Each once, in model order."""
+    return list({id(v): v for v in model.non_trainable_variables}.values())
+
+
+def global_seed(make: bool = False) -> Any:
+    """The state of the generator that Keras makes when something first draws without a seed.
+
+    Args:
+        make: make one if there is none.
+
+    Returns:
+        The variable, or None.
+    """
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    if generator is not None:
-        variables.append(generator.state)
-    return variables
+    if generator is None and make:
+        generator = keras.random.SeedGenerator(0)  # Keras's would draw from Python's generator
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    return None if generator is None else generator.state
 
 
 def is_seed(variable: Any) -> bool:

@@ -284,7 +284,8 @@ class _Training:
 
     def _check(self, now: str) -> None:
         """Compare the workers' copies of the model."""
-        replicas.check(self.communicator, self.model, self.checked, now)
+        draws_globally = self.loop.steps.state.draws_globally
+        replicas.check(self.communicator, self.model, draws_globally, self.checked, now)
         self.checked = now
 
     def _leave(self, position: Position, logs: dict[str, Any], stopped: bool) -> NoReturn:

@@ -239,6 +239,24 @@ def test_bfloat16_and_values_per_class(tmp_path: Path) -> None:
     assert run(tmp_path, 4) == run(None, 4)
 
 
+def test_a_callback_that_draws_without_a_seed(tmp_path: Path) -> None:
+    """Keras's global generator, made in the middle of a training, goes on where it was."""
+    drawn = []
+
+    class Draw(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch > 0:
+                drawn.append(keras.random.normal((2,)).numpy().tolist())
+
+    whole = left(*train(None, Draw(), seed=7))
+    never_stopped, drawn = drawn, []
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Draw(), Stopped(epochs=3), seed=7)
+    drawn.pop()  # the epoch that failed is not saved, and is ended again
+    assert left(*train(tmp_path, Draw(), seed=7)) == whole
+    assert drawn == never_stopped
+
+
 @pytest.mark.parametrize(
     ("options", "quoted"),
     [

@@ -270,6 +270,32 @@ def parted(_: Path) -> None:
         fit(model, epochs=3, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=change)])
 
 
+def drawn(folder: Path) -> None:
+    """Who draws from Keras's global generator on one worker only parts them if the model does."""
+
+    class Noise(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x + keras.random.normal(keras.ops.shape(x))
+
+    def draw(epoch: int = 0, logs: Any = None) -> None:
+        if ddp_gd.rank() == 0:
+            keras.random.normal((2,))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=draw)
+    for before in (False, True):
+        model = network()
+        if before:
+            draw()
+        saved = ddp_gd.Checkpoint(folder / f"drawn{before}", resume=True)
+        for epochs in (1, 2):
+            fit(model, epochs=epochs, callbacks=[callback], checkpoint=saved)
+    keras.backend.clear_session()
+    model = sequential(Noise(), layers.Dense(1))
+    fit(model, epochs=2)
+    with raises(ddp_gd.ReplicaError, "After epoch 1"):
+        fit(model, callbacks=[callback])
+
+
 def flipped(folder: Path) -> None:
     """A flipped bit of the optimizer's state is found at the next check, and never saved."""
 
@@ -322,7 +348,8 @@ SCENARIOS = {
     function.__name__: function
     for function in (
         same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
-        backup, stopping, signalled, not_a_number, no_gradient, mismatches, parted, flipped, warned,
+        backup, stopping, signalled, not_a_number, no_gradient, mismatches, parted, drawn, flipped,
+        warned,
     )
 }  # fmt: skip
 
