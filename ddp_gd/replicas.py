@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -68,12 +71,92 @@ def require_same(
 
 
 def model_facts(model: keras.Model) -> dict[str, str]:
-    """The class of the model, and every variable, in words."""
+    """The class of the model, every variable, and what each layer was made with, in words."""
     facts = {"model": f"{type(model).__name__} {model.name}"}
     for kind in ("trainable_variables", "non_trainable_variables"):
         for number, v in enumerate(getattr(model, kind)):
             facts[f"model.{kind}[{number}]"] = f"{v.path} {v.dtype}{list(v.shape)}"
+    for number, layer in enumerate(model._flatten_layers()):  # the first is the model
+        place = f"layer {number}" if number else "model"
+        if number:
+            name = re.sub(r"_\d+(?![^\W_])", "", layer.name)  # Keras numbers layers through
+            facts[place] = f"{type(layer).__name__} {name}"
+        facts |= {f"{place} {name}": text for name, text in _configuration(layer).items()}
     return facts
+
+
+def _configuration(layer: Any) -> dict[str, str]:
+    """What a layer says that it was made with; nothing if it doesn't."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, of what it can write but not read
+            config = dict(layer.get_config())
+    except Exception:  # the user's, or Keras's where the layer has no get_config
+        return {}
+    inner = config.get("layers")
+    if isinstance(inner, list) and all(isinstance(c, dict) and "class_name" in c for c in inner):
+        config["layers"] = None
+        numbers = {c["name"]: number for number, c in enumerate(inner) if "name" in c}
+        listed = {sub.name for sub in layer._layers}  # they speak for themselves
+        for number, c in enumerate(inner):
+            if c.get("name", c["config"].get("name")) not in listed:
+                config[f"operations[{number}]"] = c
+            config[f"inputs[{number}]"] = _placed(c.get("inbound_nodes"), numbers)
+        for name in ("input_layers", "output_layers"):
+            config[name] = _placed(config.get(name), numbers)
+    for name in ("name", "build_input_shape"):
+        config.pop(name, None)
+    if "batch_shape" in config:  # how many rows a model is first called with doesn't matter
+        config["batch_shape"] = list(config["batch_shape"] or ())[1:]
+    return dict(_flat("", config))
+
+
+def _placed(nodes: Any, numbers: dict[str, int]) -> Any:
+    """Where a model's tensors come from, with a layer's number in place of its name."""
+    if isinstance(nodes, dict):
+        if nodes.get("class_name") == "__keras_tensor__":
+            nodes = nodes["config"]["keras_history"]
+        else:
+            return {name: _placed(value, numbers) for name, value in nodes.items()}
+    if isinstance(nodes, (list, tuple)):
+        return [_placed(value, numbers) for value in nodes]
+    return numbers.get(nodes, nodes) if isinstance(nodes, str) else nodes
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every plain value in a configuration, under its path."""
+    if isinstance(value, dict):
+        kind = value.get("class_name")
+        if kind is not None:  # a serialized object
+            yield name, str(kind)
+            value = value.get("config")
+        if not isinstance(value, dict):
+            yield from _flat(f"{name} config", value)
+            return
+        for key, item in value.items():
+            # Numbered through; the seeds' states are variables; the code knows its file's path.
+            automatic = key == "name" and not str(kind).endswith("Policy")
+            if not automatic and key != "seed" and (kind, key) != ("__lambda__", "code"):
+                yield from _flat(f"{name}.{key}" if name else str(key), item)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(f"{name}[{number}]", item)
+    elif value is not None:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    """A plain value in words, of bounded length; of an object its name or class."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
+    elif hasattr(value, "__array__"):
+        value = np.asarray(value).tolist()
+    elif not isinstance(value, (str, int, float, list, tuple)):
+        value = getattr(value, "__name__", type(value).__name__)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(value))
+    if len(text) > 200:
+        text = f"{text[:100]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    return text
 
 
 def _facts(model: keras.Model, source: Source, settings: dict[str, Any]) -> dict[str, str]:

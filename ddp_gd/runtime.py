@@ -29,6 +29,8 @@ from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError, exit_status
 from ddp_gd.watch import Report, Watch, stall_seconds, start_limit
 
+_DIFFERENCES = 8  # so many are named
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -170,6 +172,8 @@ def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
             who = f"rank{'s' * (len(ranks) > 1)} {_shorten(', '.join(map(str, ranks)))}"
             differences.append(f"{key}: rank 0 has {_quote(expected)}, {who} {_quote(value)}")
     if differences:
+        if len(differences) > _DIFFERENCES:
+            differences[_DIFFERENCES:] = [f"and {len(differences) - _DIFFERENCES} more"]
         raise MismatchError(
             f"the workers were not given the same. {'; '.join(differences)}. "
             "Start every worker with the same program, arguments, data and versions."

@@ -24,6 +24,7 @@ from .hooks import Hooks
 from .state import global_seed
 
 _FORMAT = 2
+_DIFFERENCES = 8  # so many are named
 _SEED = "global seed"  # the array's name
 _BYTES_PER_BROADCAST = 2**30
 # A training may be continued to another length.
@@ -285,11 +286,17 @@ def _comparable(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _differences(saved: Mapping[str, str], mine: Mapping[str, str]) -> str:
-    return "; ".join(
-        f"{name}: the checkpoint has {saved.get(name)!r}, this training {mine.get(name)!r}"
-        for name in sorted({*mine, *saved})
-        if mine.get(name) != saved.get(name)
-    )
+    """The first of them, in words."""
+    names = [name for name in {**saved, **mine} if mine.get(name) != saved.get(name)]
+    texts = []
+    for name in names[:_DIFFERENCES]:
+        layer = re.match(r"layer \d+(?= )", name)
+        shown = name.replace(layer[0], f"{layer[0]} ({mine.get(layer[0])})") if layer else name
+        values = f"the checkpoint has {saved.get(name)!r}, this training {mine.get(name)!r}"
+        texts.append(f"{shown}: {values}")
+    if len(names) > len(texts):
+        texts.append(f"and {len(names) - len(texts)} more")
+    return "; ".join(texts)
 
 
 def _encoded(value: Any) -> Any:

@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import pytest
 from jobs import run_job
-from programs.cases import features, sequential
+from programs.cases import CASES, features, sequential
 
 import ddp_gd
-from ddp_gd import bits
+from ddp_gd import bits, replicas
 from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.records import PARTS
 from ddp_gd.snapshot import Position, Snapshot
@@ -76,6 +76,16 @@ class Stopped(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def network(activation: str = "tanh") -> keras.Model:
+    """A small compiled model."""
+    return sequential(
+        keras.layers.Dense(3, activation),
+        keras.layers.Dropout(0.2),
+        keras.layers.Dense(1),
+        optimizer=keras.optimizers.Adam(0.05),
+    )
+
+
 def train(
     folder: Path | None = None, *more: keras.callbacks.Callback, model: Any = None, **options: Any
 ) -> tuple[keras.Model, keras.callbacks.History]:
@@ -83,12 +93,7 @@ def train(
     keras.backend.clear_session()
     keras.utils.set_random_seed(3)
     if model is None:
-        model = sequential(
-            keras.layers.Dense(3, "tanh"),
-            keras.layers.Dropout(0.2),
-            keras.layers.Dense(1),
-            optimizer=keras.optimizers.Adam(0.05),
-        )
+        model = network()
     callbacks = [
         keras.callbacks.EarlyStopping("loss", patience=2, restore_best_weights=True),
         # Depends on the rate before: must not be applied once more in the middle of an epoch.
@@ -264,6 +269,10 @@ def test_a_callback_that_draws_without_a_seed(tmp_path: Path) -> None:
         ({"seed": 8}, "seed=7"),
         ({"validation_split": 0.2}, "validation rows"),
         ({"model": lambda: sequential(keras.layers.Dense(1))}, "trainable_variables"),
+        (
+            {"model": lambda: network(activation="relu")},
+            r"layer 2 \(Dense dense\) activation: the checkpoint has 'tanh', this training 'relu'",
+        ),
         ({"shuffle": False}, "shuffle=True"),
     ],
 )
@@ -272,10 +281,38 @@ def test_another_training_is_refused(options: dict, quoted: str, tmp_path: Path)
     train(tmp_path, seed=7, epochs=1)
     before = sorted(tmp_path.iterdir())
     if "model" in options:
-        options = {"model": options["model"]()}
+        options = {**options, "model": options["model"]()}
     with pytest.raises(MismatchError, match=quoted):
         train(tmp_path, **options)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_model_is_known_again(name: str) -> None:
+    """Built a second time in a process it has other automatic names, and other seeds."""
+    snapshots = [
+        Snapshot(Position(1, 0), 7, False, replicas.model_facts(model), {}, {}, {}, [], {})
+        for model in (CASES[name]().model, CASES[name]().model)
+    ]
+    assert any(fact.startswith("layer ") for fact in snapshots[0].facts)
+    snapshots[0].require_same(snapshots[1].facts)
+
+
+def test_another_wiring_is_refused() -> None:
+    """The same layers, connected otherwise, and operations with other arguments."""
+
+    def facts(most: int = 1, repeated: bool = False) -> dict[str, str]:
+        x = keras.Input((4,))
+        first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+        y = second(first(x) if repeated else x)
+        return replicas.model_facts(keras.Model(x, first(x) + keras.ops.clip(y, 0, most)))
+
+    snapshot = Snapshot(Position(1, 0), 7, False, facts(), {}, {}, {}, [], {})
+    snapshot.require_same(facts())
+    with pytest.raises(MismatchError, match="x_max: the checkpoint has '1', this training '2'"):
+        snapshot.require_same(facts(most=2))
+    with pytest.raises(MismatchError, match=r"model inputs\[\d\]"):
+        snapshot.require_same(facts(repeated=True))
 
 
 def test_another_machine_is_told(tmp_path: Path) -> None:
