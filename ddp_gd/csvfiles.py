@@ -29,11 +29,26 @@ MISSING = ["", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None"]
 
 def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
     """Each row that is not blank, with the 1-based line of the file on which it ends."""
+    taken, ended = 0, 0  # characters of this row so far, and the line on which the last one ended
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        while line := file.readline(BLOCK_BYTES - taken + 1):
+            taken += len(line)
+            if taken > BLOCK_BYTES:
+                raise DataError(
+                    f"{path}: the row that begins on line {ended + 1} has more than "
+                    f"{BLOCK_BYTES:,} characters: end every row with a line break, and close its "
+                    "quotes"
+                )
+            yield line
+
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(lines())
             width = 0
             for row in reader:
+                taken, ended = 0, reader.line_num
                 if not row and width == 1:
                     row = [""]
                 if row:

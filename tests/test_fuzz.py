@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import struct
 import zipfile
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ddp_gd
-from ddp_gd import data
+from ddp_gd import csvfiles, data
 from ddp_gd.checkpoint import Folder, parse
 from ddp_gd.errors import CheckpointError, DataError
 
@@ -156,6 +157,18 @@ def test_checkpoints(tmp_path: Path) -> None:
         except CheckpointError:
             refused += 1
     assert refused > INPUTS / 4
+
+
+@pytest.mark.parametrize(
+    ("begin", "line"), [(b"", 1), (b"a,b\n1,", 2), (b"a,b\n" + b'1,"\n",' * 10**6, 2)]
+)
+def test_a_row_without_end(begin: bytes, line: int, tmp_path: Path) -> None:
+    """No more of it is read than a row may have."""
+    path = tmp_path / "endless.csv"
+    path.write_bytes(begin)
+    os.truncate(path, 2**32)
+    with pytest.raises(DataError, match=rf"endless\.csv: the row that begins on line {line} has"):
+        csvfiles.read_header(path)
 
 
 def test_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
