@@ -20,6 +20,7 @@ from .selection import Reader
 
 _BLOCK_BYTES = 1 << 22
 _MOST_HEADER = 1 << 16
+_MOST_ROW = 1 << 30  # a row is read at once
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -29,6 +30,7 @@ _BROKEN = (
     ValueError,
     SyntaxError,  # of a header, which is a Python literal
     tokenize.TokenError,
+    MemoryError,  # also of a directory at its end that claims to be huge
 )
 
 
@@ -122,10 +124,7 @@ def npz_blocks(path: Path, name: str) -> Iterator[np.ndarray]:
             if fortran and len(shape) > 1:
                 # Its rows lie scattered: only the whole of it can be put in order.
                 member.seek(0)
-                try:
-                    blocks = iter([np.lib.format.read_array(member, allow_pickle=False)])
-                except MemoryError as error:
-                    raise DataError(f"{path} does not fit into memory: {error}") from error
+                blocks = iter([np.lib.format.read_array(member, allow_pickle=False)])
             else:
                 blocks = _row_blocks(member, shape, dtype)
             native = dtype.newbyteorder("=")
@@ -248,6 +247,11 @@ def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) 
             f"{what} of shape {shape} needs {declared} bytes but the file holds {held}: the file "
             "is damaged, write it again"
         )
+    if declared // shape[0] > _MOST_ROW:
+        raise DataError(
+            f"{what} of shape {shape} has rows of {declared // shape[0]} bytes: at most "
+            f"{_MOST_ROW} can be read; the first dimension is the rows, check it"
+        )
 
 
 def _require_equal_rows(path: Path, rows: dict[str, int]) -> None:
@@ -259,6 +263,8 @@ def _require_equal_rows(path: Path, rows: dict[str, int]) -> None:
 
 
 def _broken_npz(path: Path, error: BaseException) -> DataError:
+    if isinstance(error, MemoryError):
+        return DataError(f"{path} does not fit into memory: read it where there is more")
     return DataError(
         f"{path} is not a whole .npz file ({error}): write it again with "
         "numpy.savez(path, x=..., y=...)"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ddp_gd
-from ddp_gd import csvfiles, data
+from ddp_gd import arrayfiles, csvfiles, data
 from ddp_gd.checkpoint import Folder, parse
 from ddp_gd.errors import CheckpointError, DataError
 
@@ -169,6 +169,29 @@ def test_a_row_without_end(begin: bytes, line: int, tmp_path: Path) -> None:
     os.truncate(path, 2**32)
     with pytest.raises(DataError, match=rf"endless\.csv: the row that begins on line {line} has"):
         csvfiles.read_header(path)
+
+
+def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 GB in one row are not read; what doesn't fit into memory is told, too."""
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (1, 2**32)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    npy = tmp_path / "x.npy"
+    npy.write_bytes(header.getvalue())
+    os.truncate(npy, 2**32 + len(header.getvalue()))
+    with pytest.raises(
+        DataError, match=r"x\.npy of shape .* has rows of 4294967296 bytes: at most"
+    ):
+        arrayfiles.open_npy(npy)
+    path = tmp_path / "wide.npz"
+    path.write_bytes(npz())
+    monkeypatch.setattr(arrayfiles, "_MOST_ROW", 8)
+    with pytest.raises(DataError, match=r"wide\.npz: 'x' of shape \(20, 3\) has rows of 12 bytes"):
+        ddp_gd.load(str(path))
+    monkeypatch.undo()
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: bytearray(2**40))
+    with pytest.raises(DataError, match=r"wide\.npz .* memory"):
+        ddp_gd.load(str(path))
 
 
 def test_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
