@@ -27,6 +27,14 @@ from .errors import CheckpointError, ConfigError
 
 _NAME = re.compile(r"step-([0-9]{12})-([0-9a-f]{32})\.safetensors")
 _PARTIAL = ".partial"
+_BROKEN = (
+    safetensors.SafetensorError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +145,8 @@ class Folder:
                     return content
             except OSError as error:
                 problem = f"it can't be read: {error.strerror}"
+            except MemoryError:
+                problem = "it does not fit into memory"
             sys.stderr.write(
                 f"ddp_gd: the checkpoint {self.path / name} is damaged: {problem}. "
                 "Looking for the one before it.\n"
@@ -176,7 +186,7 @@ def parse(content: bytes) -> tuple[dict[str, np.ndarray], str]:
         arrays = safetensors_numpy.load(content)
         size = int.from_bytes(content[:8], "little")  # the format: this many bytes of JSON follow
         return arrays, json.loads(content[8 : 8 + size])["__metadata__"]["ddp_gd"]
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except _BROKEN as error:
         raise CheckpointError(
             f"The checkpoint was not written by ddp_gd ({type(error).__name__}: {error})."
         ) from error

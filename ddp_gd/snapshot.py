@@ -24,6 +24,16 @@ from .hooks import Hooks
 from .state import global_seed
 
 _FORMAT = 2
+# What a header of another shape leads to.
+_ODD = (
+    AttributeError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _DIFFERENCES = 8  # so many are named
 _SEED = "global seed"  # the array's name
 _BYTES_PER_BROADCAST = 2**30
@@ -92,24 +102,35 @@ class Snapshot:
             )
 
     def restore(self, model: keras.Model, hooks: Hooks) -> None:
-        """Make model, optimizer, metrics, History and callbacks what they were."""
-        for name, variable in _variables(model, with_seed=_SEED in self.arrays).items():
-            value = self.arrays[name]
-            dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
-            variable.assign(value.view(dtype) if value.dtype != dtype else value)
-        model.history.history = {n: list(map(_decoded, v)) for n, v in self.history["logs"].items()}
+        """Make model, optimizer, metrics, History and callbacks what they were.
+
+        Raises:
+            CheckpointError: it doesn't hold what they need; nothing has been changed.
+        """
+        variables = _variables(model, with_seed=_SEED in self.arrays)
+        dtypes = {
+            name: np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+            for name, variable in variables.items()
+        }
+        for name, variable in variables.items():
+            value = self.arrays.get(name)
+            needed = f"{_stored(dtypes[name])}{list(variable.shape)}"
+            held = None if value is None else f"{value.dtype}{list(value.shape)}"
+            if held != needed:
+                raise CheckpointError(
+                    f"The checkpoint holds {held} as {name!r}, but {variable.path} needs {needed}. "
+                    "Restore it from a backup, or begin again in an empty folder."
+                )
+        for name, variable in variables.items():
+            variable.assign(self.arrays[name].view(dtypes[name]))
+        model.history.history = {name: list(v) for name, v in self.history["logs"].items()}
         model.history.epoch = list(self.history["epoch"])
-        for number, (callback, (name, state)) in enumerate(
-            zip(hooks.own, self.callbacks, strict=False)
-        ):
-            if type(callback).__name__ != name:
-                continue  # the user changed the list; what a callback remembers is its own
-            for attribute, value in state.items():
-                if isinstance(value, dict) and "arrays" in value:
-                    names = [f"callback/{number}/{attribute}/{i}" for i in range(value["arrays"])]
-                    setattr(callback, attribute, [self.arrays[name] for name in names])
-                else:
-                    setattr(callback, attribute, _decoded(value))
+        for callback, (kind, state) in zip(hooks.own, self.callbacks, strict=False):
+            if type(callback).__name__ == kind:  # else the user changed the list
+                # Where they were read from: a class may have something else of that name.
+                vars(callback).update(
+                    {n: list(v) if isinstance(v, list) else v for n, v in state.items()}
+                )
 
 
 def load(communicator: Communicator, checkpoint: Checkpoint) -> Snapshot | None:
@@ -137,16 +158,50 @@ def load(communicator: Communicator, checkpoint: Checkpoint) -> Snapshot | None:
         size = min(_BYTES_PER_BROADCAST, length - start)
         piece = np.frombuffer(content[start : start + size] or bytes(size), np.uint8)
         pieces.append(communicator.broadcast([tf.constant(piece)])[0].numpy().tobytes())
-    arrays, text = parse(b"".join(pieces))
-    header = json.loads(text)
-    if header.pop("format", None) != _FORMAT:
-        raise CheckpointError(
-            f"The checkpoint has another format than {_FORMAT}, which this version of ddp_gd "
-            "reads. Go on with the version that wrote it."
+    return read(b"".join(pieces))
+
+
+def read(content: bytes) -> Snapshot:
+    """The snapshot in a checkpoint's content, all of which is checked.
+
+    Raises:
+        CheckpointError: it is none, or of another version.
+    """
+    arrays, text = parse(content)
+    try:
+        header = json.loads(text)
+        if header["format"] != _FORMAT:
+            raise CheckpointError(
+                f"The checkpoint has format {header['format']!r:.40}, and this version of ddp_gd "
+                f"reads {_FORMAT}. Go on with the version that wrote it."
+            )
+        epoch, step = header["position"]
+        return Snapshot(
+            position=Position(_count(epoch), _count(step)),
+            seed=_count(header["seed"]),
+            stopped=_a(bool, header["stopped"]),
+            facts={name: _a(str, fact) for name, fact in header["facts"].items()},
+            bits={name: _a(str, fact) for name, fact in header["bits"].items()},
+            logs={name: _decoded(value) for name, value in header["logs"].items()},
+            history={
+                "logs": {
+                    name: [_decoded(value) for value in _a(list, values)]
+                    for name, values in header["history"]["logs"].items()
+                },
+                "epoch": [_count(number) for number in header["history"]["epoch"]],
+            },
+            callbacks=[
+                (_a(str, name), _state(number, state, arrays))
+                for number, (name, state) in enumerate(header["callbacks"])
+            ],
+            arrays=arrays,
         )
-    header["position"] = Position(*header["position"])
-    header["logs"] = {name: _decoded(value) for name, value in header["logs"].items()}
-    return Snapshot(arrays=arrays, **header)
+    except _ODD as error:
+        raise CheckpointError(
+            "The checkpoint's header is not one that ddp_gd wrote "
+            f"({type(error).__name__}: {error!s:.200}). Restore it from a backup, or begin "
+            "again in an empty folder."
+        ) from error
 
 
 class Saver:
@@ -235,10 +290,7 @@ class Saver:
         with_seed = global_seed() is not None
         for name, variable in _variables(self._model, with_seed).items():
             value = np.asarray(variable.value.numpy())  # a copy
-            # bfloat16 and the like, which NumPy itself does not know, travel as numbers as wide.
-            arrays[name] = (
-                value if value.dtype.kind in "biufc" else value.view(f"u{value.dtype.itemsize}")
-            )
+            arrays[name] = value.view(_stored(value.dtype))
         callbacks = []
         for number, (name, state) in enumerate(self._hooks.states()):
             plain = {}
@@ -308,5 +360,39 @@ def _encoded(value: Any) -> Any:
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, dict) and "values" in value:
-        return np.array(value["values"], value["dtype"])
+        dtype = np.dtype(_a(str, value["dtype"]))
+        if dtype.kind not in "biufcV" or dtype.itemsize > 16:
+            raise ValueError(f"an array of {value['dtype']!r:.40}")
+        return np.array(value["values"], dtype)
+    return value
+
+
+def _stored(dtype: np.dtype) -> np.dtype:
+    """bfloat16 and the like, which NumPy itself does not know, travel as numbers as wide."""
+    return dtype if dtype.kind in "biufc" else np.dtype(f"u{dtype.itemsize}")
+
+
+def _state(number: int, state: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The attributes of callback `number`."""
+    attributes = {}
+    for attribute, value in state.items():
+        if isinstance(value, dict) and "arrays" in value:
+            count = _count(value["arrays"])
+            attributes[attribute] = [
+                arrays[f"callback/{number}/{attribute}/{i}"] for i in range(count)
+            ]
+        else:
+            attributes[attribute] = _decoded(value)
+    return attributes
+
+
+def _a(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.40} in the place of {kind.__name__}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise TypeError(f"{value!r:.40} in the place of a whole number")
     return value

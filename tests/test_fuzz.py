@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import os
 import resource
 import struct
@@ -10,15 +12,19 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 
 import ddp_gd
-from ddp_gd import arrayfiles, csvfiles, data
+from ddp_gd import arrayfiles, csvfiles, data, snapshot
 from ddp_gd.checkpoint import Folder, parse
+from ddp_gd.comm import open_communicator
 from ddp_gd.errors import CheckpointError, DataError
+from ddp_gd.hooks import Hooks
 
 INPUTS = 1000
 # What breaks parsers: numbers at the limits, separators, quotes, other encodings, other formats.
@@ -157,6 +163,72 @@ def test_checkpoints(tmp_path: Path) -> None:
         except CheckpointError:
             refused += 1
     assert refused > INPUTS / 4
+
+
+ODD = [
+    *(None, True, -1, 2**70, 1e999, 0.5, "", "epoch", [], [[]], [0, 0], {}, {"arrays": 10**12}),
+    *({"arrays": -1}, {"arrays": "x"}, {"values": []}, {"values": ["a"], "dtype": "S2000000000"}),
+    *({"values": [1, [2]], "dtype": "f4"}, {"values": [], "dtype": "O"}, {"values": 1, "dtype": 1}),
+    *({"values": [1e300], "dtype": "i4"}, {"values": [0], "dtype": "V2000000000"}),
+]
+
+
+def odd_headers(whole: str) -> Iterator[str]:
+    """Versions of a header with one or more values left out or replaced by others."""
+    r = np.random.default_rng(2)
+    for _ in range(INPUTS):
+        header = {"": json.loads(whole)}
+        for _ in range(int(r.integers(1, 4))):
+            place, key = header, ""
+            while isinstance(place[key], (dict, list)) and place[key] and r.random() < 0.8:
+                place = place[key]
+                keys = list(place) if isinstance(place, dict) else range(len(place))
+                key = keys[int(r.integers(len(keys)))]
+            if place is not header and r.random() < 0.3:
+                del place[key]
+            else:
+                place[key] = copy.deepcopy(ODD[int(r.integers(len(ODD)))])
+        yield json.dumps(header[""])
+
+
+def test_whole_checkpoints(tmp_path: Path) -> None:
+    """With the right checksum, too: a CheckpointError, and nothing changed, or a training."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])
+    model.compile("adam", "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+    x, y = np.arange(24.0).reshape(8, 3), np.eye(2)[np.arange(8) % 2]
+    stopping = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    ddp_gd.fit(model, x, y, 4, 2, 0, [stopping], checkpoint=ddp_gd.Checkpoint(tmp_path))
+    content = Folder(tmp_path).newest()
+    arrays, whole = parse(content)
+    communicator = open_communicator("single")
+    hooks = Hooks(communicator, model, [stopping], 0, 2, 2, add_history=True)
+    snapshot.read(content).restore(model, hooks)
+
+    def load(arrays: dict, header: str) -> bool:
+        before = [v.numpy().tolist() for v in [*model.weights, *model.optimizer.variables]]
+        try:
+            content = save(arrays, metadata={"ddp_gd": header})
+            snapshot.read(content).restore(model, hooks)
+        except CheckpointError:
+            after = [v.numpy().tolist() for v in [*model.weights, *model.optimizer.variables]]
+            assert after == before
+            return False
+        return True
+
+    texts = (text.decode("utf-8", "replace") for text in mutants(whole.encode(), seed=3))
+    headers = [*odd_headers(whole), *texts]
+    refused = sum(not load(arrays, header) for header in [*headers, "[" * 10**5])
+    assert INPUTS / 2 < refused < len(headers)
+    for name in arrays:
+        for other in (None, arrays[name][None], arrays[name].astype("f8"), np.zeros(0, "f4")):
+            changed = {n: a for n, a in arrays.items() if n != name}
+            changed |= {} if other is None else {name: other}
+            assert not load(changed, whole) or name.startswith("callback/")
+    # A file that no memory holds: the one before it is taken.
+    huge = tmp_path / f"step-{9:012d}-{'0' * 32}.safetensors"
+    huge.touch()
+    os.truncate(huge, 2**33)
+    assert Folder(tmp_path).newest() == content
 
 
 @pytest.mark.parametrize(
