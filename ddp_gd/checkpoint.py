@@ -114,7 +114,7 @@ class Folder:
         digest = hashlib.sha256(content).hexdigest()[:32]
         name = f"step-{step:012d}-{digest}.safetensors"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make_durably(self.path)
             with self._opened() as folder:
                 _write_durably(folder, name, content)
                 for old in self.names()[keep:]:
@@ -192,10 +192,22 @@ def parse(content: bytes) -> tuple[dict[str, np.ndarray], str]:
         ) from error
 
 
+def _make_durably(path: Path) -> None:
+    """Make a folder that stays where the machine stops, with those above it."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
+
+
 def _write_durably(folder: int, name: str, content: bytes) -> None:
     """Write a new file in the open folder: afterwards it is whole, on the disk, or not there."""
     for left in os.listdir(folder):  # by a process that was killed while it wrote
-        if left.endswith(_PARTIAL):
+        if left.endswith(_PARTIAL) and _NAME.fullmatch(left.removesuffix(_PARTIAL)):
             os.unlink(left, dir_fd=folder)
     partial = name + _PARTIAL
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

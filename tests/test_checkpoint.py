@@ -49,13 +49,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     """Older ones go, and what a killed process left half written."""
-    (tmp_path / "step-000000000000-0.safetensors.partial").write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("the user's")
+    (tmp_path / f"step-000000000000-{'0' * 32}.safetensors.partial").write_bytes(b"half")
+    users = ["notes.txt", "download.partial"]
+    for name in users:
+        (tmp_path / name).write_text("the user's")
     paths = written(tmp_path, range(1, 6), keep=2)
     assert [path.name[:17] for path in paths] == ["step-000000000005", "step-000000000004"]
-    assert sorted(os.listdir(tmp_path)) == sorted(["notes.txt", *(path.name for path in paths)])
+    assert sorted(os.listdir(tmp_path)) == sorted([*users, *(path.name for path in paths)])
     assert Folder(tmp_path / "missing").newest() is None
     assert Folder(tmp_path / "missing").names() == []
+
+
+def test_new_folders_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names, too, before a checkpoint is said to be there."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    written(tmp_path / "new" / "folder", range(1))
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "new")} < set(synced)
 
 
 def test_every_flipped_bit_and_missing_piece_is_seen(
