@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults import trials
-from tests.faults.trials import Fault
-
-pytestmark = [pytest.mark.jobs, pytest.mark.timed]
+from tests.faults import messages, trials
+from tests.faults.trials import Fault, Outcome
 
 
+@pytest.mark.jobs
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "fault",
     [
@@ -26,3 +26,59 @@ def test_a_fault_ends_the_job(fault: Fault) -> None:
     """Within 5 s, with an exit status that isn't 0, one message, the worker named, nothing left."""
     outcome = trials.run(fault)
     assert outcome.problems == [], outcome.output
+
+
+DIED = "ddp_gd: error: rank 1 (process 7 on here) has died; the launcher tells of what, in step 4."
+KILLED = "\nmpirun noticed that process rank 1 with PID 0 on node here exited on signal 9 (Killed)."
+LEFT = (
+    "ddp_gd: error: rank 1 (process 7 on here) ended its program, but rank 0 waits for it, in step "
+    "4 of epoch 1."
+)
+RAISED = (
+    "[1,1]<stderr>:ddp_gd: this ended the job (rank 1 on he[1,1]<stderr>:re):\n[1,1]<stderr>:"
+    "Traceback (most recent call last):\n[1,1]<stderr>:Struck: this is the fault"
+)
+STATUS = "\n  Process name: [[28622,1],1]\n  Exit code:    3\n"
+WAITED = "ddp_gd: error: rank 0 on here has waited 8 s for the other workers to start. See"
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "text", "wrong"),
+    [
+        ("SIGKILL", "step", DIED + KILLED, None),
+        ("SIGKILL", "step", DIED, "the launcher names another worker, or reason"),
+        ("SIGSEGV", "step", DIED + KILLED, "the launcher names another worker, or reason"),
+        ("SIGKILL", "step", KILLED, "no message"),
+        ("SIGKILL", "start", KILLED, None),
+        ("SIGKILL", "launch", KILLED, None),
+        ("SIGKILL", "start", "", "the launcher names another worker, or reason"),
+        ("sys.exit(3)", "step", LEFT, None),
+        ("sys.exit(3)", "step", LEFT.replace("here", "there"), "wrong or no host"),
+        ("sys.exit(3)", "exit", STATUS, None),
+        ("sys.exit(3)", "step", STATUS, "no message"),
+        ("sys.exit(0)", "step", LEFT.replace("rank 1 (", "rank 0 ("), "wrong or no worker named"),
+        ("sys.exit(0)", "step", f"{LEFT}\n{LEFT}", "said more than once"),
+        ("exception", "data", RAISED + STATUS, None),
+        ("out of memory", "data", RAISED + STATUS, "wrong or no reason"),
+        ("SIGSTOP", "step", LEFT, "wrong or no reason"),
+        ("SIGSTOP", "step", "ddp_gd: error: rank 1 is missing", "wrong or no host"),
+        ("SIGSTOP", "launch", WAITED, None),
+        ("SIGSTOP", "start", WAITED, "wrong or no worker named"),
+    ],
+)
+def test_what_is_said_is_judged(kind: str, phase: str, text: str, wrong: str | None) -> None:
+    """A message that blames another worker, or none, or without host or reason, is found."""
+    assert messages.wrong(kind, phase, rank=1, host="here", text=text) == wrong
+
+
+def test_what_takes_too_long_is_found() -> None:
+    """A hang has 2 s after its timeout, any other fault 5 s, and half of many jobs 2 s."""
+
+    def outcome(kind: str, seconds: float) -> Outcome:
+        return Outcome(Fault(kind, "step", 2, 1), 1, seconds, 0, 0, None, "")
+
+    assert outcome("SIGKILL", 2.1).problems == []
+    assert outcome("SIGSTOP", 2.1).problems == ["took 2.1 s"]
+    assert outcome("SIGKILL", 5.1).problems == ["took 5.1 s"]
+    assert trials.too_slow([outcome("SIGKILL", 2.1)] * 100)
+    assert not trials.too_slow([outcome("SIGKILL", 1.9)] * 100)

@@ -41,7 +41,7 @@ def main() -> None:
             with options.log.open("a") as log:
                 log.write(f"### {number + 1} {fault}: {problems}\n{outcome.output}\n")
     print(trials.summary(outcomes))
-    sys.exit(any(outcome.problems for outcome in outcomes))
+    sys.exit(any(outcome.problems for outcome in outcomes) or trials.too_slow(outcomes))
 
 
 def _kills(count: int, seed: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from tests.faults.strike import Strike
 
 def main(kind: str, phase: str, rank: int, folder: Path) -> None:
     """Train as Horovod's examples do, until the fault strikes."""
-    hvd.init()
-    strike = Strike(kind, 1 if phase in ("start", "exit") else 4, folder / "note")
+    strike = Strike(kind, 1 if phase in ("launch", "start", "exit") else 4, folder / "note")
+    mine = int(os.environ["OMPI_COMM_WORLD_RANK"])
 
     def at(moment: str) -> None:
-        if hvd.rank() == rank and phase == moment:
+        if mine == rank and phase == moment:
             strike()
 
+    at("launch")
+    hvd.init()
     at("start")
     weights = tf.Variable(tf.zeros([8, 1]))
     for step in range(30):

@@ -45,7 +45,8 @@ KINDS: dict[str, Callable[[], object]] = {
     "endless loop": _loop,
 }
 PHASES = (
-    "start",
+    "launch",  # before ddp_gd.init
+    "start",  # right after it
     "data",
     "step",
     "reduction",

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import ddp_gd
 from ddp_gd import arrays, checkpoint, runtime
+from ddp_gd.comm import environment
 from tests.faults.strike import Strike
 
 
@@ -47,11 +48,14 @@ def nothing() -> None:
 
 def main(kind: str, phase: str, rank: int, folder: Path, backend: str) -> None:
     """Train until the fault strikes."""
-    ddp_gd.init(backend)
     strike: Callable[[], None] = nothing
-    if ddp_gd.rank() == rank:
-        strike = Strike(kind, 1 if phase in ("start", "exit", "evaluation") else 4, folder / "note")
+    if environment.launch().rank == rank:
+        once = ("launch", "start", "exit", "evaluation")
+        strike = Strike(kind, 1 if phase in once else 4, folder / "note")
 
+    if phase == "launch":
+        strike()
+    ddp_gd.init(backend)
     if phase == "start":
         strike()
     if phase == "data":
