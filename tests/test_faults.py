@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from tests.faults import messages, trials
+from tests.faults import kills, messages, trials
 from tests.faults.trials import Fault, Outcome
 
 
@@ -82,3 +84,14 @@ def test_what_takes_too_long_is_found() -> None:
     assert outcome("SIGKILL", 5.1).problems == ["took 5.1 s"]
     assert trials.too_slow([outcome("SIGKILL", 2.1)] * 100)
     assert not trials.too_slow([outcome("SIGKILL", 1.9)] * 100)
+
+
+def test_a_resume_from_nothing_is_found() -> None:
+    """It ends in the same bits, too; and kills that never hit the writing say so."""
+    resumed = kills.Kill(2, 3, 0, True, True, newest=24, began=24, equal=True)
+    assert not kills.summary([resumed] * 10)[1]
+    for change in ({"began": 0}, {"began": None}, {"equal": False}):
+        assert kills.summary([resumed] * 9 + [dataclasses.replace(resumed, **change)])[1]
+    for change in ({"half_written": False}, {"newest": 0, "began": 0}):
+        rest = [dataclasses.replace(resumed, **change)] * 7
+        assert kills.summary([resumed] * 3 + rest)[1]

@@ -22,6 +22,7 @@ from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.records import PARTS
 from ddp_gd.snapshot import Position, Snapshot
 from ddp_gd.times import Times
+from tests.faults import kills
 
 # Keras's own code, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -375,10 +376,18 @@ def test_killed_and_resumed_with_other_workers(tmp_path: Path) -> None:
         argv = [PROGRAM, str(tmp_path / out), str(tmp_path / "saved"), *killed]
         return run_job(workers, argv, launcher, {"BACKEND": backend}).returncode
 
+    def began(out: str) -> int:
+        return int((tmp_path / f"{out}.began").read_text())
+
     assert run("killed", 2, "mpirun", "1", "11", "SIGKILL") != 0
-    assert run("killed", 3, "mpirun", "2", "15", "SIGTERM", backend="mpi") == 143
+    left = kills.newest_whole(tmp_path / "saved")
+    assert run("stopped", 3, "mpirun", "2", "15", "SIGTERM", backend="mpi") == 143
+    assert began("stopped") == left > began("killed") == 0
     assert not (tmp_path / "killed").exists()
+    assert not (tmp_path / "stopped").exists()
+    left = kills.newest_whole(tmp_path / "saved")
     assert run("resumed", 1, "python") == 0
+    assert began("resumed") == left > began("stopped")
     (tmp_path / "saved").rename(tmp_path / "other")
     assert run("whole", 1, "python") == 0
     resumed, whole = (json.loads((tmp_path / out).read_text()) for out in ("resumed", "whole"))

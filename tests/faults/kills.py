@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -17,7 +18,12 @@ from tests import jobs
 
 _PROGRAM = str(Path(__file__).resolve().parents[1] / "programs" / "resumed.py")
 _TIMEOUT = 120.0  # seconds
-_SECONDS = 4.0  # about as long as the training takes
+_SECONDS = 4.0  # about as long as it takes until the first checkpoint
+_BETWEEN = 0.2  # seconds; longer than it takes from one checkpoint to the next
+_STEPS = 54  # of the training
+# Of 10 or more kills, so many have to leave a file half written, and so many a whole one to go on
+# from; otherwise they were not what they are meant to try. Half of them are aimed at the first.
+_ENOUGH = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +34,10 @@ class Kill:
         np: workers of the first one.
         resumed_np: workers of the second one.
         rank: the worker that was killed.
-        saving: whether that happened while a checkpoint was being written.
+        saving: whether that was aimed at the writing of a checkpoint.
+        half_written: whether a file was left half written.
+        newest: updates in the newest whole checkpoint that was left; 0 without one.
+        began: updates that the second one had behind it when it began; None if it never did.
         equal: whether it ended as one that was never killed.
     """
 
@@ -36,7 +45,19 @@ class Kill:
     resumed_np: int
     rank: int
     saving: bool
+    half_written: bool
+    newest: int
+    began: int | None
     equal: bool
+
+    @property
+    def problems(self) -> list[str]:
+        """What isn't as promised."""
+        found = {
+            f"began after {self.began} updates, not {self.newest}": self.began != self.newest,
+            "ended otherwise": not self.equal,
+        }
+        return [text for text, wrong in found.items() if wrong]
 
 
 def never_killed() -> dict[str, Any]:
@@ -50,24 +71,67 @@ def run(seed: int, saving: bool, expected: dict[str, Any]) -> Kill:
 
     Args:
         seed: of the moment, the worker, the numbers of workers, the backends.
-        saving: kill while a checkpoint is being written.
+        saving: kill the worker that writes checkpoints, while it writes one.
         expected: what `never_killed` returned.
     """
     r = random.Random(seed)
     while True:
         np, resumed_np = r.randint(1, 4), r.randint(1, 4)
-        rank = r.randrange(np)
+        rank = 0 if saving else r.randrange(np)
         backends = [r.choice(["horovod", "mpi"]), r.choice(["horovod", "mpi"])]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if not _kill(np, backends[0], rank, r.uniform(0, _SECONDS), saving, folder):
+            steps = r.randrange(_STEPS) if saving else r.choice([0, r.randrange(_STEPS)])
+            delay = 0 if saving else r.uniform(0, _BETWEEN if steps else _SECONDS)
+            if not _kill(np, backends[0], rank, steps, delay, saving, folder):
                 continue  # it had ended before
+            half_written = any((folder / "saved").glob("*.partial"))
+            newest = newest_whole(folder / "saved")
             equal = _finish(resumed_np, backends[1], folder) == expected
-        return Kill(np, resumed_np, rank, saving, equal)
+            note = folder / "ended.began"
+            began = int(note.read_text()) if note.exists() else None
+        return Kill(np, resumed_np, rank, saving, half_written, newest, began, equal)
 
 
-def _kill(np: int, backend: str, rank: int, delay: float, saving: bool, folder: Path) -> bool:
-    """Start the training and kill one worker; tell whether it was still at work."""
+def summary(done: list[Kill]) -> tuple[str, bool]:
+    """What became of the trainings, and whether something is wrong with that."""
+    count = len(done)
+    half_written = sum(kill.half_written for kill in done)
+    from_one = sum(kill.newest > 0 for kill in done)
+    text = (
+        f"{sum(kill.equal for kill in done)} of {count} killed trainings ended in the same bits as "
+        f"one never killed; {sum(kill.began == kill.newest for kill in done)} went on from the "
+        f"newest whole checkpoint, or began where there was none ({count - from_one}); "
+        f"{half_written} left one half written"
+    )
+    few = count >= 10 and min(half_written, from_one) < _ENOUGH * count
+    return text + ": too few" * few, few or any(kill.problems for kill in done)
+
+
+def newest_whole(folder: Path) -> int:
+    """Updates in the newest checkpoint whose content is what its name says; 0 without one."""
+    whole = [0]
+    for path in folder.glob("step-*.safetensors"):
+        _, step, digest = path.stem.split("-")
+        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
+            whole.append(int(step))
+    return max(whole)
+
+
+def _kill(
+    np: int, backend: str, rank: int, steps: int, delay: float, saving: bool, folder: Path
+) -> bool:
+    """Start the training and kill one worker; tell whether it was still at work.
+
+    Args:
+        np: workers.
+        backend: of the job.
+        rank: the one to kill.
+        steps: wait for the first checkpoint after more steps; 0: only for the beginning.
+        delay: seconds to wait after that.
+        saving: wait for the file that is being written, not for the whole one.
+        folder: for what it leaves.
+    """
     argv = [_PROGRAM, str(folder / "killed"), str(folder / "saved")]
     env = {"BACKEND": backend, "BEGAN": str(folder / "began")}
     command, environ = jobs.command(np, argv, "mpirun", env)
@@ -82,9 +146,12 @@ def _kill(np: int, backend: str, rank: int, delay: float, saving: bool, folder: 
         note = folder / f"began.{rank}"
         while not note.exists() and job.poll() is None:
             time.sleep(0.01)
+        files = "step-*.partial" if saving else "step-*.safetensors"
+        while (saving or steps) and job.poll() is None:
+            found = (int(path.name.split("-")[1]) for path in (folder / "saved").glob(files))
+            if any(step > steps for step in found):
+                break
         time.sleep(delay)
-        while saving and job.poll() is None and not list((folder / "saved").glob("*.partial")):
-            pass
         if (folder / "killed").exists() or job.poll() is not None:
             job.wait(_TIMEOUT)
             return False

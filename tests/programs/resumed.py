@@ -2,9 +2,9 @@
 
     python resumed.py OUT.json FOLDER [RANK STEP SIGNAL]
 
-It goes on with what FOLDER holds. With RANK, STEP and SIGNAL that worker gets the signal after so
-many steps. With BEGAN in the environment, each worker writes its process number to the file
-BEGAN.RANK when its training begins.
+It goes on with what FOLDER holds, and writes to OUT.json.began after how many updates that is. With
+RANK, STEP and SIGNAL that worker gets the signal after so many steps. With BEGAN in the
+environment, each worker writes its process number to the file BEGAN.RANK when its training begins.
 """
 
 from __future__ import annotations
@@ -44,6 +44,26 @@ class Signalled(keras.callbacks.Callback):
             while not any(self.folder.glob("*.safetensors")):
                 time.sleep(0.01)
             os.kill(os.getpid(), self.number)
+
+
+class Began(keras.callbacks.Callback):
+    """Writes how many updates the optimizer has behind it when the first epoch begins.
+
+    No hook for batches: several steps shall still be made in one call.
+    """
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.file = file
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Write it, once."""
+        if not self.file.exists():
+            self.file.write_text(str(int(self.model.optimizer.iterations.numpy())))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """There may be no epoch left."""
+        self.on_epoch_begin(0)
 
 
 def build() -> keras.Model:
@@ -108,6 +128,8 @@ def main() -> None:
             file.with_suffix(".partial").rename(file)
 
         more.append(keras.callbacks.LambdaCallback(on_train_begin=note))
+    if ddp_gd.rank() == 0:
+        more.append(Began(Path(f"{sys.argv[1]}.began")))
     left = train(folder, more)
     if ddp_gd.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(left))
