@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,11 +12,12 @@ import numpy as np
 from . import replicas, runtime, snapshot, sources, trace
 from .checkpoint import Checkpoint
 from .comm.base import Communicator
+from .epochs import Epochs, evaluation
 from .errors import ConfigError
 from .hooks import Hooks
 from .interrupts import Interrupts
 from .loop import Loop, Source
-from .snapshot import Position, Saver, Snapshot
+from .snapshot import Saver
 from .step import Steps
 from .times import Times
 
@@ -173,7 +171,7 @@ def fit(
     if tracer is not None:
         tracer.write_start()
     with Interrupts(active=checkpoint is not None) as interrupts:
-        training = _Training(
+        training = Epochs(
             communicator=communicator,
             model=model,
             hooks=hooks,
@@ -191,118 +189,6 @@ def fit(
         model.optimizer.finalize_variable_values(model.trainable_weights)
     hooks.callbacks.on_train_end(logs)
     return model.history
-
-
-@dataclasses.dataclass
-class _Training:
-    """The epochs of one call of `fit`, on one worker."""
-
-    communicator: Communicator
-    model: keras.Model
-    hooks: Hooks
-    loop: Loop
-    validation_loop: Loop | None
-    validation_freq: int | Iterable[int]
-    saver: Saver | None
-    saved: Snapshot | None
-    interrupts: Interrupts
-    save_every: int | None
-    check_every: int | None
-    checked: str = "its beginning"
-
-    def run(self, first: int, epochs: int) -> dict[str, Any]:
-        """Train the epochs `first` to `epochs - 1`, counted from 0; return the last logs."""
-        logs = self.saved.logs if self.saved is not None else {}
-        self.loop.reset(first if self.saved is not None else 0)
-        for epoch in range(first, epochs):
-            logs = self._epoch(epoch)
-            stop = replicas.any_worker(self.communicator, self.model.stop_training)
-            if self.saver is not None:
-                self.saver.epoch_ended(epoch, logs, last=stop or epoch == epochs - 1, stop=stop)
-            if self.interrupts.active and replicas.any_worker(
-                self.communicator, self.interrupts.received is not None
-            ):
-                self._leave(Position(epoch + 1, 0), logs, stop)
-            if stop:
-                break
-        return logs
-
-    def _epoch(self, epoch: int) -> dict[str, Any]:
-        """Train one epoch, or the rest of one that was saved half-way."""
-        model, hooks, steps = self.model, self.hooks, self.loop.steps_per_epoch
-        model.reset_metrics()
-        hooks.callbacks.on_epoch_begin(epoch)
-        first_step = 0
-        logs: dict[str, Any] = {}
-        saved = self.saved
-        if saved is not None and epoch == saved.position.epoch and saved.position.step > 0:
-            # Once more: the metrics and what callbacks did at the beginning of the epoch.
-            saved.restore(model, hooks)
-            first_step, logs = saved.position.step, _logs(model)
-            if saved.stopped:  # by a callback: no step is left
-                first_step, model.stop_training = steps, True
-        position = Position(epoch, first_step)
-        pauses = [every for every in (self.save_every, self.check_every) if every is not None]
-        for first, stop in self.loop.calls(epoch, hooks.every_step, first_step, pauses):
-            hooks.callbacks.on_train_batch_begin(first)
-            stop, asked = self.loop.run(first, stop, self.interrupts.received is not None)
-            logs = _logs(model)
-            hooks.callbacks.on_train_batch_end(stop - 1, logs)
-            position = Position(epoch, stop)
-            if asked:
-                self._check(str(position))
-                self._leave(position, logs, self.hooks.want_to_stop())
-            if hooks.want_to_stop():
-                break
-            if stop == steps:
-                break  # the end of the epoch sees to the rest
-            if any((epoch * steps + stop) % every == 0 for every in pauses):
-                self._check(str(position))  # before it is saved
-            if self.saver is not None:
-                self.saver.step_ended(position, logs)
-        self.loop.end_epoch()
-        if self.validation_loop is not None and _is_due(epoch, self.validation_freq):
-            logs |= self._validate(self.validation_loop, position, logs)
-        hooks.callbacks.on_epoch_end(epoch, logs)
-        self._check(f"epoch {epoch + 1}")
-        if self.loop.steps.stop_on_nan:
-            replicas.require_finite(model, f"epoch {epoch + 1}")
-        return logs
-
-    def _validate(self, loop: Loop, position: Position, logs: dict[str, Any]) -> dict[str, Any]:
-        """The logs of a validation. Asked to stop in it, leave everything as it was before."""
-        changed = loop.steps.state.changed if self.interrupts.active else []
-        before = [variable.value.numpy() for variable in changed]
-        what = f"the validation of epoch {position.epoch + 1}"
-        validation_logs, asked = _evaluate(self.model, loop, self.hooks, what, self.interrupts)
-        if asked:
-            for variable, value in zip(changed, before, strict=True):
-                variable.assign(value)
-            self._check(str(position))
-            self._leave(position, logs, self.hooks.want_to_stop())
-        return {f"val_{name}": value for name, value in validation_logs.items()}
-
-    def _check(self, now: str) -> None:
-        """Compare the workers' copies of the model."""
-        draws_globally = self.loop.steps.state.draws_globally
-        replicas.check(self.communicator, self.model, draws_globally, self.checked, now)
-        self.checked = now
-
-    def _leave(self, position: Position, logs: dict[str, Any], stopped: bool) -> NoReturn:
-        """End all workers after the same step, when rank 0 has saved it."""
-        self.loop.end_epoch()
-        received = self.interrupts.received
-        by_hand = replicas.any_worker(self.communicator, received == signal.SIGINT)
-        if self.saver is not None:
-            path = self.saver.save(position, logs, stopped)
-            name = signal.Signals(received or (signal.SIGINT if by_hand else signal.SIGTERM)).name
-            sys.stderr.write(
-                f"ddp_gd: stopped by {name} after {position}; saved in {path}. Go on with resume.\n"
-            )
-        self.communicator.barrier()
-        if by_hand and self.communicator.size == 1:
-            raise KeyboardInterrupt
-        sys.exit(128 + (signal.SIGINT if by_hand else signal.SIGTERM))
 
 
 def evaluate(
@@ -337,29 +223,7 @@ def evaluate(
     replicas.synchronize(communicator, model)
     loop = _loop(communicator, model, source, training=False)
     hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=loop.steps_per_epoch)
-    return _evaluate(model, loop, hooks, "an evaluation", Interrupts(active=False))[0]
-
-
-def _evaluate(
-    model: keras.Model, loop: Loop, hooks: Hooks, what: str, interrupts: Interrupts
-) -> tuple[dict[str, float], bool]:
-    """The logs of `what`, and whether some worker was asked to stop in it and it is not all."""
-    hooks.callbacks.on_test_begin()
-    model.reset_metrics()
-    logs: dict[str, float] = {}
-    loop.reset()
-    for first, stop in loop.calls(epoch=0, every_step=hooks.every_step, what=what):
-        hooks.callbacks.on_test_batch_begin(first)
-        stop, asked = loop.run(first, stop, interrupts.received is not None)
-        logs = _logs(model)
-        hooks.callbacks.on_test_batch_end(stop - 1, logs)
-        if asked:
-            loop.end_epoch()
-            return logs, True
-    loop.end_epoch()
-    logs = dict(sorted(logs.items()))  # as Keras has them after an evaluation
-    hooks.callbacks.on_test_end(logs)
-    return logs, False
+    return evaluation(model, loop, hooks, "an evaluation", Interrupts(active=False))[0]
 
 
 def _loop(
@@ -396,12 +260,6 @@ def _warn_of_shares(steps: Steps) -> None:
         )
 
 
-def _logs(model: keras.Model) -> dict[str, Any]:
-    values = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
-    # F1Score, for one, has a number for each class.
-    return {name: value if value.ndim else float(value) for name, value in values.items()}
-
-
 def _require_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, (int, np.integer)) or value < 0:
@@ -415,10 +273,3 @@ def _require_frequency(validation_freq: Any) -> None:
             f"validation_freq={validation_freq!r} must be a whole number, 1 or more, or the epochs "
             "to validate after."
         )
-
-
-def _is_due(epoch: int, validation_freq: int | Iterable[int]) -> bool:
-    """Tell whether `epoch`, counted from 0, ends with a validation, as Keras does."""
-    if isinstance(validation_freq, (int, np.integer)):
-        return (epoch + 1) % validation_freq == 0
-    return epoch + 1 in validation_freq

@@ -39,6 +39,7 @@ replicas
 sources trace times
 hooks
 snapshot
+epochs
 training prediction
 models
 schemes task
