@@ -54,7 +54,7 @@ _REASONS = {
     "endless loop": ("has not come to a collective for", "never"),
 }
 _DEATHS = ("os._exit(3)", "os._exit(0)", "SIGKILL", "SIGSEGV")
-_WAITED_FOR = ("sys.exit(0)", "os._exit(0)", "SIGSTOP", "endless loop")
+WAITED_FOR = ("sys.exit(0)", "os._exit(0)", "SIGSTOP", "endless loop")
 
 
 def ours(text: str) -> list[Blame]:
@@ -107,7 +107,7 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     blame = said[0]
     if blame.host != host:
         return "wrong or no host"
-    if phase == "launch" and kind in _WAITED_FOR and have_waited(text):
+    if phase == "launch" and kind in WAITED_FOR and have_waited(text):
         return None
     if blame.rank != rank:
         return "wrong or no worker named"

@@ -31,7 +31,6 @@ HANGS = {"SIGSTOP": (3.0, "3"), "endless loop": (8.0, "0.8")}
 # Who hangs before ddp_gd.init is waited for at the start: 8 s from when another worker comes there,
 # which may be 2 s later. So is who leaves with status 0 before the launcher has seen MPI start.
 _AT_LAUNCH = (10.0, "0.8")
-_MAY_BE_WAITED_FOR = ("sys.exit(0)", "os._exit(0)", *HANGS)
 LARGEST = 5.0  # seconds to job down
 _LARGEST_OF_A_HANG = 2.0  # more than its timeout
 MEDIAN = 2.0  # seconds to job down, of many trials
@@ -113,7 +112,7 @@ def run(fault: Fault, by_hand: bool = False) -> Outcome:
         program = _HERE / ("by_hand.py" if by_hand else "worker.py")
         argv = [str(program), fault.kind, fault.phase, str(fault.rank), name]
         allowed, limit = HANGS.get(fault.kind, (0.0, "60"))
-        if fault.phase == "launch" and fault.kind in _MAY_BE_WAITED_FOR:
+        if fault.phase == "launch" and fault.kind in messages.WAITED_FOR:
             allowed, limit = _AT_LAUNCH
         env = {"DDP_GD_TRIAL": mark, "DDP_GD_STALL_SECONDS": limit, "PYTHONFAULTHANDLER": "0"}
         if not by_hand:
