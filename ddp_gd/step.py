@@ -26,7 +26,7 @@ from .errors import ModelError
 from .losses import CompiledLosses
 from .plan import Shares
 from .reduction import AllReduce, CanonicalTree, isolated
-from .state import ModelState
+from .state import ModelState, global_seed
 
 Tensor = Any
 
@@ -92,7 +92,6 @@ class Steps:
         self.training = training
         self.splits = communicator.size > 1 or micro_batch_size is not None
         self.losses = CompiledLosses(model, self.splits)
-        self.state = ModelState(model, self.splits)
         self._micro_batch_size = micro_batch_size
         self.stop_on_nan = stop_on_nan
         self._checks_large = communicator.size > 1
@@ -107,14 +106,10 @@ class Steps:
         self.ask_to_stop = tf.Variable(0.0, trainable=False, name="ddp_gd_ask_to_stop")
         self._apply: Callable[[Sums, Pieces], None] = self._update
         self._trace = isolated if bitwise_lanes else _inlined
-        number = tf.TensorSpec([], tf.int32)
-        totals = tf.TensorSpec([len(self.losses)], tf.float32)
-        state = self.state.specs
-        if self.splits:
-            self._count = self._trace(self._micro_batch_denominators, state, signature.specs)
-        self._sum = self._trace(
-            self._micro_batch_sums, state, signature.specs, number, number, totals
-        )
+        seed = global_seed()
+        self._trace_sums()
+        if global_seed() is not seed:  # made in there: now it is a part of the state
+            self._trace_sums()
         if self.splits:
             bits.require_tracked_state(self._sum)
         if bitwise_lanes:
@@ -126,6 +121,16 @@ class Steps:
                 )
                 self._apply = isolated(self._update, *specs)
         self._runs: dict[int, Any] = {}
+
+    def _trace_sums(self) -> None:
+        """Trace what is computed of a micro-batch."""
+        self.state = ModelState(self.model, self.splits)
+        number = tf.TensorSpec([], tf.int32)
+        totals = tf.TensorSpec([len(self.losses)], tf.float32)
+        state, rows = self.state.specs, self.signature.specs
+        if self.splits:
+            self._count = self._trace(self._micro_batch_denominators, state, rows)
+        self._sum = self._trace(self._micro_batch_sums, state, rows, number, number, totals)
 
     def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
         """Make the steps of `shares`, or stop after the first whose loss or gradient is not

@@ -44,6 +44,24 @@ def _both(x: Any, y: Any, make: Any = _network, **options: Any) -> list[compare.
     return outcomes
 
 
+class _Noise(layers.Layer):
+    """Adds noise in training only, from the generator that Keras makes when it's first needed."""
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return x + keras.random.normal(keras.ops.shape(x)) if training else x
+
+
+def test_noise_without_a_seed_is_new_in_each_step() -> None:
+    """And it is what Keras draws."""
+    outcomes = []
+    for fit in (keras.Model.fit, ddp_gd.fit):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        model = sequential(_Noise(), layers.Dense(1))
+        outcomes.append(compare.outcome(model, fit(model, X, Y, epochs=3, **FIT)))
+    assert compare.differences(*outcomes) == []
+
+
 # Callbacks
 
 CALLBACKS = {
