@@ -65,6 +65,8 @@ WAITED = "ddp_gd: error: rank 0 on here has waited 8 s for the other workers to 
         ("SIGSTOP", "step", LEFT, "wrong or no reason"),
         ("SIGSTOP", "step", "ddp_gd: error: rank 1 is missing", "wrong or no host"),
         ("SIGSTOP", "launch", WAITED, None),
+        ("SIGSTOP", "launch", f"{WAITED}\n{WAITED}", None),
+        ("SIGSTOP", "launch", f"{WAITED}\n{LEFT}", "said more than once"),
         ("SIGSTOP", "start", WAITED, "wrong or no worker named"),
     ],
 )
@@ -93,5 +95,5 @@ def test_a_resume_from_nothing_is_found() -> None:
     for change in ({"began": 0}, {"began": None}, {"equal": False}):
         assert kills.summary([resumed] * 9 + [dataclasses.replace(resumed, **change)])[1]
     for change in ({"half_written": False}, {"newest": 0, "began": 0}):
-        rest = [dataclasses.replace(resumed, **change)] * 7
-        assert kills.summary([resumed] * 3 + rest)[1]
+        rest = [dataclasses.replace(resumed, **change)] * 8
+        assert kills.summary([resumed] * 2 + rest)[1]

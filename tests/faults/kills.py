@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,7 +24,7 @@ _BETWEEN = 0.2  # seconds; longer than it takes from one checkpoint to the next
 _STEPS = 54  # of the training
 # Of 10 or more kills, so many have to leave a file half written, and so many a whole one to go on
 # from; otherwise they were not what they are meant to try. Half of them are aimed at the first.
-_ENOUGH = 0.4
+_ENOUGH = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +147,22 @@ def _kill(
         note = folder / f"began.{rank}"
         while not note.exists() and job.poll() is None:
             time.sleep(0.01)
-        files = "step-*.partial" if saving else "step-*.safetensors"
+        victim = int(note.read_text()) if note.exists() else 0
+        ending = ".partial" if saving else ".safetensors"
         while (saving or steps) and job.poll() is None:
-            found = (int(path.name.split("-")[1]) for path in (folder / "saved").glob(files))
-            if any(step > steps for step in found):
+            names = os.listdir(folder / "saved") if (folder / "saved").exists() else []
+            if any(int(name.split("-")[1]) > steps for name in names if name.endswith(ending)):
                 break
         time.sleep(delay)
-        if (folder / "killed").exists() or job.poll() is not None:
-            job.wait(_TIMEOUT)
-            return False
-        try:
-            os.kill(int(note.read_text()), signal.SIGKILL)
-        except ProcessLookupError:  # it ended just now
-            job.wait(_TIMEOUT)
-            return False
-        assert job.wait(_TIMEOUT) != 0
-        return True
+        killed = False
+        if victim and job.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(victim, signal.SIGKILL)
+                killed = True
+        status = job.wait(_TIMEOUT)
+        ended = (folder / "killed").exists()
+        assert ended if status == 0 else killed
+        return not ended
 
 
 def _finish(np: int, backend: str, folder: Path) -> dict[str, Any]:

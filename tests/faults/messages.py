@@ -6,7 +6,7 @@ same worker. It speaks alone where no other worker can, or needs to:
 
 - a worker that is struck before `ddp_gd.init` is unknown to the others. If it exits with status 0
   before another one has started MPI, the launcher takes it for done; if it hangs, the launcher sees
-  nothing. Then the others wait, up to the limit for the start, and can only say that;
+  nothing. Then the others wait, up to the limit for the start, and each can only say that;
 - one that dies right after it may have reported nothing yet, and the launcher ends the others;
 - one that leaves with an exit status after the training leaves nobody waiting.
 """
@@ -95,7 +95,8 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
         text: all that the job printed.
     """
     said, told = ours(text), launchers(text)
-    if len(said) > 1:
+    waited_for = phase == "launch" and kind in WAITED_FOR and have_waited(text)
+    if len(said) > 1 and not (waited_for and all(blame.rank is None for blame in said)):
         return "said more than once"
     our_reason, launchers_reason = _REASONS[kind]
     launcher = bool(told) and told[0].rank == rank and _has(launchers_reason, told[0])
@@ -107,7 +108,7 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     blame = said[0]
     if blame.host != host:
         return "wrong or no host"
-    if phase == "launch" and kind in WAITED_FOR and have_waited(text):
+    if waited_for:
         return None
     if blame.rank != rank:
         return "wrong or no worker named"
