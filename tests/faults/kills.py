@@ -132,18 +132,24 @@ def _kill(
         delay: seconds to wait after that.
         saving: wait for the file that is being written, not for the whole one.
         folder: for what it leaves.
+
+    Raises:
+        RuntimeError: it failed by itself.
     """
     argv = [_PROGRAM, str(folder / "killed"), str(folder / "saved")]
     env = {"BACKEND": backend, "BEGAN": str(folder / "began")}
     command, environ = jobs.command(np, argv, "mpirun", env)
-    with subprocess.Popen(
-        command,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as job:
+    with (
+        (folder / "output").open("w+") as output,
+        subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        ) as job,
+    ):
         note = folder / f"began.{rank}"
         while not note.exists() and job.poll() is None:
             time.sleep(0.01)
@@ -161,7 +167,9 @@ def _kill(
                 killed = True
         status = job.wait(_TIMEOUT)
         ended = (folder / "killed").exists()
-        assert ended if status == 0 else killed
+        if not (ended if status == 0 else killed):
+            text = (folder / "output").read_text()
+            raise RuntimeError(f"not killed, but it ended with status {status}:\n{text}")
         return not ended
 
 

@@ -8,6 +8,7 @@ combination. The backend comes from the
 variable BACKEND, inter-op threads from TF_NUM_INTEROP_THREADS.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from keras import layers
 import ddp_gd
 from ddp_gd.replicas import _digest
 
+gc.freeze()  # see cases.py
 ROWS = 211
 
 

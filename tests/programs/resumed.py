@@ -124,8 +124,9 @@ def main() -> None:
         file = Path(f"{os.environ['BEGAN']}.{ddp_gd.rank()}")
 
         def note(logs: Any = None) -> None:
-            file.with_suffix(".partial").write_text(str(os.getpid()))
-            file.with_suffix(".partial").rename(file)
+            partial = Path(f"{file}.partial")
+            partial.write_text(str(os.getpid()))
+            partial.rename(file)
 
         more.append(keras.callbacks.LambdaCallback(on_train_begin=note))
     if ddp_gd.rank() == 0:
