@@ -1,17 +1,20 @@
 """What a step costs, as a formula: python -m benchmarks.cost, as root, in the set-up environment.
 
-    seconds = a + b rows weights + c weights            compute: one worker, one thread
-            + d + e bytes                               n > 1: to hand the bytes to the network
-            + bytes / bandwidth + 2 (n - 1) latency     n > 1: the network, a ring
+    seconds = a + b rows weights + c weights                     compute: one worker, one thread
+            + d + max(e, u 8 / rate) bytes                       n > 1: what is sent
+            + 2 (n - 1) (f + g log2(1 + message / 64 KiB)) latency    n > 1: waiting for it
 
-`rows` are those of a worker's share, `bytes` the 2 (n - 1) / n gradients that a worker sends. a, b
-and c are fitted to runs of one worker, d and e to runs of two hosts on a link without a limit. The
-formula is then checked against runs of other sizes on links of 1 and 10 Gbit/s, which it was not
-fitted to, with the link's bandwidth put in, and on a link that delays, with its latency put in.
+`rows` are those of a worker's share, `bytes` the 2 (n - 1) / n gradients that a worker sends in a
+ring, `message` a 2 (n - 1)th of them, 64 KiB what Open MPI sends at once over TCP. Fitted are a, b
+and c to runs of one worker, d and e to runs of two hosts on a link without a limit, u to those on a
+link of 1 Gbit/s, f and g to what a delay of half a millisecond adds. The formula is then checked
+against runs of other sizes, which it was not fitted to, on links of 1 and 10 Gbit/s and on one with
+a delay of 1 ms.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,8 +30,9 @@ from benchmarks.network import Hosts
 
 FITTED = ("64,256,512,1024,1536", "16,64,256")
 CHECKED = ("128,768,1280", "32,128")
-# Gbit/s, infinite where only the machine limits it, and seconds one way.
-LINKS = ((1.0, 0.0), (10.0, 0.0), (np.inf, 1e-3))
+_SLOW, _DELAY = 1.0, 5e-4  # Gbit/s and seconds one way, of the links that are fitted to
+_CHECKED_LINKS = ((1.0, None), (10.0, None), (None, 1e-3))
+Runs = Sequence[Mapping[str, float]]
 _ENVIRON = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -38,25 +42,21 @@ _ENVIRON = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
 class CostModel:
-    """The formula and its five constants.
+    """The formula and its constants.
 
-    Args:
-        alone: runs of one worker.
-        two: runs of two hosts on a link without a limit.
+    Attributes:
+        compute: a, b and c.
+        exchange: d and e.
+        slowdown: u, how many times longer a byte takes than the link's rate says.
+        latencies: f and g.
     """
 
-    def __init__(self, alone: Sequence[Mapping[str, float]], two: Sequence[Mapping[str, float]]):
-        self.compute = _fit(
-            [[1, run["rows"] * run["weights"], run["weights"]] for run in alone],
-            [run["ms"] / 1e3 for run in alone],
-            [run["ms"] / 1e3 for run in alone],
-        )
-        self.exchange = _fit(
-            [[1, _bytes(run["weights"], 2)] for run in two],
-            [run["ms"] / 1e3 - self.seconds(run["weights"], run["rows"], 1) for run in two],
-            [run["ms"] / 1e3 for run in two],
-        )
+    compute: list[float]
+    exchange: list[float]
+    slowdown: float
+    latencies: list[float]
 
     def seconds(
         self,
@@ -77,18 +77,59 @@ class CostModel:
         """
         seconds = float(np.dot(self.compute, [1, rows * weights, weights]))
         if workers > 1:
-            sent = _bytes(weights, workers)
-            seconds += float(np.dot(self.exchange, [1, sent])) + 8 * sent / (gigabits * 1e9)
-            seconds += 2 * (workers - 1) * latency
+            handing, byte = self.exchange
+            byte = max(byte, self.slowdown * 8 / (gigabits * 1e9))
+            seconds += handing + byte * _bytes(weights, workers)
+            seconds += float(np.dot(self.latencies, _messages(weights, workers))) * latency
         return seconds
 
 
+def fit(alone: Runs, two: Runs, slow: Runs, relayed: Runs, delayed: Runs) -> CostModel:
+    """Find the constants.
+
+    Args:
+        alone: runs of one worker.
+        two: of two hosts on a link without a limit.
+        slow: of two hosts on a link of 1 Gbit/s.
+        relayed: of two hosts on a link through a relay that doesn't delay.
+        delayed: the same runs, with a delay of half a millisecond.
+    """
+    compute = _fit([[1, r["rows"] * r["weights"], r["weights"]] for r in alone], alone)
+    model = CostModel(compute, [0.0, 0.0], 1.0, [0.0, 0.0])
+    model = dataclasses.replace(model, exchange=fit_exchange(model, two))
+    handing = model.exchange[0]
+    slowdown = _fit(
+        [[8 * _bytes(run["weights"], 2) / (_SLOW * 1e9)] for run in slow],
+        slow,
+        [model.seconds(run["weights"], run["rows"], 1) + handing for run in slow],
+    )
+    latencies = _fit(
+        [[_DELAY * count for count in _messages(run["weights"], 2)] for run in delayed],
+        delayed,
+        [run["ms"] / 1e3 for run in relayed],
+    )
+    return dataclasses.replace(model, slowdown=slowdown[0], latencies=latencies)
+
+
+def fit_exchange(model: CostModel, two: Runs) -> list[float]:
+    """d and e for runs of two hosts on a link."""
+    computing = [model.seconds(run["weights"], run["rows"], 1) for run in two]
+    return _fit([[1, _bytes(run["weights"], 2)] for run in two], two, computing)
+
+
 def _fit(
-    terms: Sequence[Sequence[float]], seconds: Sequence[float], scale: Sequence[float]
+    terms: Sequence[Sequence[float]], runs: Runs, known: Sequence[float] | None = None
 ) -> list[float]:
-    """Constants, none below 0, with the least sum of squared errors relative to `scale`."""
-    columns = np.array(terms) / np.array(scale)[:, None]
-    wanted = np.array(seconds) / np.array(scale)
+    """Constants, none below 0, with the least sum of squared relative errors.
+
+    Args:
+        terms: what each constant is multiplied by, for each run.
+        runs: what they add up to.
+        known: seconds of each run that something else takes.
+    """
+    seconds = np.array([run["ms"] / 1e3 for run in runs])
+    columns = np.array(terms) / seconds[:, None]
+    wanted = (seconds - (0.0 if known is None else np.array(known))) / seconds
     kept = list(range(columns.shape[1]))
     while True:
         found = np.linalg.lstsq(columns[:, kept], wanted, rcond=None)[0]
@@ -105,6 +146,12 @@ def _bytes(weights: float, workers: int) -> float:
     return 4 * weights * 2 * (workers - 1) / workers
 
 
+def _messages(weights: float, workers: int) -> list[float]:
+    """What f and g are multiplied by, beside the latency."""
+    count = 2 * (workers - 1)
+    return [count, count * float(np.log2(1 + _bytes(weights, workers) / count / 2**16))]
+
+
 def main() -> None:
     """Measure, fit, check, and write what came out."""
     alone = _runs(
@@ -116,17 +163,20 @@ def main() -> None:
         )
     )
     print(f"fitted to {len(alone)} runs of one worker", flush=True)
-    with Hosts(None) as hosts:
-        two = _runs(hosts.run(["-m", "benchmarks.run_cost", *FITTED], _ENVIRON))
-    print(f"and to {len(two)} runs of two hosts", flush=True)
-    model = CostModel(alone, two)
+    two, slow = _two_hosts(FITTED), _two_hosts(FITTED, _SLOW)
+    relayed, delayed = _two_hosts(FITTED, delay=0.0), _two_hosts(FITTED, delay=_DELAY)
+    print(f"and to {len(two)} runs of two hosts on each of four links", flush=True)
+    model = fit(alone, two, slow, relayed, delayed)
+    through_relay = dataclasses.replace(model, exchange=fit_exchange(model, relayed))
     checks = []
-    for gigabits, latency in LINKS:
-        with Hosts(None if latency else gigabits, latency) as hosts:
-            runs = _runs(hosts.run(["-m", "benchmarks.run_cost", *CHECKED], _ENVIRON))
-        for run in runs:
-            predicted = 1e3 * model.seconds(run["weights"], run["rows"], 2, gigabits, latency)
-            link = f"{1e3 * latency:g} ms" if latency else f"{gigabits:g} Gbit/s"
+    for gigabits, delay in _CHECKED_LINKS:
+        link = f"{gigabits:g} Gbit/s" if delay is None else f"{1e3 * delay:g} ms"
+        for run in _two_hosts(CHECKED, gigabits, delay):
+            size = run["weights"], run["rows"], 2
+            if delay is None:
+                predicted = 1e3 * model.seconds(*size, gigabits or np.inf)
+            else:
+                predicted = 1e3 * through_relay.seconds(*size, latency=delay)
             checks.append({**run, "link": link, "predicted_ms": predicted})
             print(
                 f"{link:9}, {run['weights']:9,.0f} weights, {run['rows']:4.0f} rows: "
@@ -137,10 +187,13 @@ def main() -> None:
     results = {
         "machine": machine(),
         "versions": versions(None),
-        "compute": model.compute,
-        "exchange": model.exchange,
+        **dataclasses.asdict(model),
+        "exchange_through_relay": through_relay.exchange,
         "runs_of_one_worker": alone,
         "runs_of_two_hosts": two,
+        "runs_at_1_gigabit": slow,
+        "runs_through_relay": relayed,
+        "runs_with_half_a_millisecond": delayed,
         "checks": checks,
         "median_error": float(np.median(errors)),
         "largest_error": max(errors),
@@ -181,6 +234,13 @@ def _table(model: CostModel) -> str:
                 text += f" {n} ({faster:.1f} times) |"
             text += "\n"
     return text
+
+
+def _two_hosts(
+    sizes: Sequence[str], gigabits: float | None = None, delay: float | None = None
+) -> list[dict[str, Any]]:
+    with Hosts(gigabits, delay) as hosts:
+        return _runs(hosts.run(["-m", "benchmarks.run_cost", *sizes], _ENVIRON))
 
 
 def _runs(printed: str) -> list[dict[str, Any]]:

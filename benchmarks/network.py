@@ -20,10 +20,10 @@ class Hosts:
 
     Args:
         gigabits: rate of the link, both ways, in Gbit/s; None leaves it as fast as the kernel is.
-        delay: seconds that a packet is under way, instead of a rate.
+        delay: seconds that a packet is under way, over a relay without a rate; None for no relay.
     """
 
-    def __init__(self, gigabits: float | None, delay: float = 0.0):
+    def __init__(self, gigabits: float | None, delay: float | None = None):
         self._gigabits = gigabits
         self._delay = delay
         self._relay: subprocess.Popen[str] | None = None
@@ -32,7 +32,7 @@ class Hosts:
         self.__exit__()
         for name in _NAMES:
             _call("ip", "netns", "add", name)
-        if self._delay:
+        if self._delay is not None:
             # Not tc's netem, which is missing in many kernels.
             self._relay = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.delay", *_NAMES, "link0", str(self._delay)],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench import interval
-from benchmarks.cost import CostModel, best_workers
+from benchmarks.cost import CostModel, Runs, best_workers, fit
 
 pytestmark = pytest.mark.jobs
 
@@ -52,19 +52,24 @@ def test_intervals_are_order_statistics(count: int, low: int, high: int) -> None
 
 def test_the_cost_model_finds_the_constants_of_what_it_is_fitted_to() -> None:
     """Fitted to its own formula it is exact, and says where more workers stop helping."""
+    model = CostModel([1e-4, 2e-11, 3e-10], [2e-4, 4e-10], 1.2, [0.5, 1.5])
     weights, rows = np.meshgrid([1e4, 1e5, 1e6], [16, 64, 256])
-
-    def run(workers: int, w: float, r: float) -> dict[str, float]:
-        seconds = 1e-4 + 2e-11 * r * w + 3e-10 * w
-        seconds += (workers - 1) * (2e-4 + 4e-10 * 4 * w)
-        return {"weights": w, "rows": r, "ms": 1e3 * seconds}
-
     pairs = list(zip(weights.ravel(), rows.ravel(), strict=True))
-    model = CostModel([run(1, *pair) for pair in pairs], [run(2, *pair) for pair in pairs])
-    assert model.seconds(5e5, 32, 1) == pytest.approx(run(1, 5e5, 32)["ms"] / 1e3)
-    assert model.seconds(5e5, 32, 2) == pytest.approx(run(2, 5e5, 32)["ms"] / 1e3)
-    # 1 Gbit/s and 2 n - 2 latencies of 1 ms come on top.
-    slower = model.seconds(5e5, 32, 4, 1, 1e-3) - model.seconds(5e5, 32, 4)
-    assert slower == pytest.approx(4 * 5e5 * 1.5 * 8e-9 + 6e-3)
+
+    def runs(workers: int, gigabits: float = np.inf, latency: float = 0.0) -> Runs:
+        return [
+            {"weights": w, "rows": r, "ms": 1e3 * model.seconds(w, r, workers, gigabits, latency)}
+            for w, r in pairs
+        ]
+
+    found = fit(runs(1), runs(2), runs(2, 1.0), runs(2), runs(2, latency=5e-4))
+    for constants in ("compute", "exchange", "slowdown", "latencies"):
+        assert getattr(found, constants) == pytest.approx(getattr(model, constants))
+    # 64 KiB in each of the 6 messages: one and a half gradients of 6 / 1.5 of it.
+    w = 6 / 1.5 * 2**16 / 4
+    alone = 1e-4 + 2e-11 * 32 * w + 3e-10 * w
+    assert model.seconds(w, 32, 4) == pytest.approx(alone + 2e-4 + 6 * 2**16 * 4e-10)
+    slow = alone + 2e-4 + 6 * 2**16 * 1.2 * 8e-9 + 6 * (0.5 + 1.5) * 1e-3
+    assert model.seconds(w, 32, 4, 1, 1e-3) == pytest.approx(slow)
     few = best_workers(model, 1e6, 256, 1, 1e-3)
     assert 1 <= few < best_workers(model, 1e6, 256, 100, 1e-5) <= 256
