@@ -31,6 +31,7 @@ from benchmarks.network import Hosts
 FITTED = ("64,256,512,1024,1536", "16,64,256")
 CHECKED = ("128,768,1280", "32,128")
 _SLOW, _DELAY = 1.0, 5e-4  # Gbit/s and seconds one way, of the links that are fitted to
+_NETWORKS = ((1, 1e-4), (10, 5e-5), (100, 1e-5))  # the same, that the formula is asked about
 _CHECKED_LINKS = ((1.0, None), (10.0, None), (None, 1e-3))
 Runs = Sequence[Mapping[str, float]]
 _ENVIRON = {
@@ -202,7 +203,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "cost.md").write_text(_table(model))
-    draw_cost(results, model.seconds, 1024, out / "cost.png")
+    draw_cost(results, model.seconds, _NETWORKS, 1024, out / "cost.png")
     print(f"error of the prediction: median {np.median(errors):.0%}, largest {max(errors):.0%}")
 
 
@@ -218,15 +219,14 @@ def best_workers(
 
 def _table(model: CostModel) -> str:
     """Markdown: where models of several sizes stop scaling."""
-    links = [(1, 1e-4), (10, 5e-5), (100, 1e-5)]  # Gbit/s, seconds one way
     text = "| weights | batch_size |" + "".join(
-        f" {gigabits} Gbit/s, {latency * 1e6:.0f} µs |" for gigabits, latency in links
+        f" {gigabits} Gbit/s, {latency * 1e6:.0f} µs |" for gigabits, latency in _NETWORKS
     )
-    text += "\n" + "|---" * (len(links) + 2) + "|\n"
+    text += "\n" + "|---" * (len(_NETWORKS) + 2) + "|\n"
     for weights in (10_000, 100_000, 1_860_000, 6_300_000):
         for batch_size in (256, 4096):
             text += f"| {weights:,} | {batch_size} |"
-            for gigabits, latency in links:
+            for gigabits, latency in _NETWORKS:
                 n = best_workers(model, weights, batch_size, gigabits, latency)
                 faster = model.seconds(weights, batch_size, 1) / model.seconds(
                     weights, batch_size / n, n, gigabits, latency

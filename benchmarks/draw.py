@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,21 @@ def draw(results: Mapping[str, Any], titles: Mapping[str, str], path: Path) -> N
 
 
 def draw_cost(
-    results: Mapping[str, Any], seconds: Callable[..., float], batch_size: int, path: Path
+    results: Mapping[str, Any],
+    seconds: Callable[..., float],
+    networks: Iterable[tuple[float, float]],
+    batch_size: int,
+    path: Path,
 ) -> None:
-    """Left: the formula against what was measured. Right: what it says of more workers."""
+    """Left: the formula against what was measured. Right: what it says of more workers.
+
+    Args:
+        results: as in cost.json.
+        seconds: the formula.
+        networks: Gbit/s and latency in seconds of three.
+        batch_size: for the right one.
+        path: the file.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
     alone, two = results["runs_of_one_worker"], results["runs_of_two_hosts"]
     groups = [
@@ -103,21 +115,18 @@ def draw_cost(
     left.set(xscale="log", yscale="log", xlabel="measured, ms a step", ylabel="formula, ms a step")
     left.legend(fontsize=8)
     workers = range(1, 65)
-    for gigabits, colour, style in (
-        (1, "#d55e00", "-"),
-        (10, "#009e73", "--"),
-        (100, "#0072b2", ":"),
-    ):
+    styles = (("#d55e00", "-"), ("#009e73", "--"), ("#0072b2", ":"))
+    for (gigabits, latency), (colour, style) in zip(networks, styles, strict=True):
         for weights, width in ((100_000, 0.9), (6_300_000, 2.2)):
             one = seconds(weights, batch_size, 1)
-            faster = [one / seconds(weights, batch_size / n, n, gigabits, 5e-5) for n in workers]
+            faster = [one / seconds(weights, batch_size / n, n, gigabits, latency) for n in workers]
             right.plot(
                 workers,
                 faster,
                 style,
                 color=colour,
                 linewidth=width,
-                label=f"{gigabits} Gbit/s, {weights / 1e6:g} million weights",
+                label=f"{gigabits} Gbit/s, {latency * 1e6:.0f} µs: {weights / 1e6:g} million",
             )
             best = max(workers, key=lambda n, faster=faster: faster[n - 1])
             right.plot(best, faster[best - 1], "o", color=colour, markersize=5)
@@ -133,8 +142,8 @@ def draw_cost(
     right.set_xticks([1, 2, 4, 8, 16, 32, 64], [str(n) for n in (1, 2, 4, 8, 16, 32, 64)])
     right.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
     right.minorticks_off()
-    right.set_ylim(top=right.get_ylim()[1] * 3)  # room for the legend
-    right.legend(fontsize=7, ncols=2, loc="upper left")
+    right.set_ylim(top=right.get_ylim()[1] * 4)  # room for the legend
+    right.legend(fontsize=7, ncols=2, loc="upper left", title="network: weights", title_fontsize=7)
     for panel in (left, right):
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(results["machine"], fontsize=9)

@@ -45,22 +45,6 @@ def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter
     assert len(left) == {"few": 5, "one": 1}[which]
 
 
-def test_the_main_job_leaves_the_same_files(tmp_path):
-    """`history.csv` and fingerprint are the same at another number of workers."""
-
-    def left_by_training(name, workers, launcher):
-        options = ["--epochs", "3", "--batch-size", "33", "--seed", "1", "--bitwise"]
-        out = tmp_path / name
-        job = run_job(workers, ["-m", "ddp_gd.train", *options, "--out", str(out)], launcher)
-        assert job.returncode == 0, job.stderr[-3000:]
-        fingerprint = re.search("fingerprint: ([0-9a-f]{64})", job.stdout)
-        assert fingerprint, job.stdout
-        return (out / "history.csv").read_bytes(), fingerprint[1]
-
-    alone = left_by_training("alone", 1, "python")
-    assert left_by_training("three", 3, "mpirun") == alone
-
-
 def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce():
     """With one node of the tree each, a worker sends 2 (n - 1) / n gradients a step."""
     job = run_job(

@@ -49,7 +49,7 @@ def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize(
     ("np", "launcher", "backend", "cases"),
     [
-        (2, "mpirun", "auto", [*CASES, *TRAININGS[1::2]]),
+        (2, "mpirun", "auto", [*CASES, *TRAININGS[1::4]]),
         (3, "mpirun", "auto", [*FEW[1:4], *TRAININGS[7:9]]),
         (2, "mpirun", "mpi", [*FEW[:2], "training_lstm_masked_adam"]),
         # In pieces, on other threads and in another order, but the same update.

@@ -15,7 +15,6 @@ from tests.faults.trials import Fault, Outcome
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault("exception", "checkpoint", np=2, rank=0),
         Fault("sys.exit(0)", "callback", np=2, rank=1, backend="mpi"),
         Fault("os._exit(0)", "reduction", np=2, rank=1, backend="mpi"),
         Fault("SIGKILL", "step", np=3, rank=1),

@@ -400,14 +400,15 @@ def test_the_main_job_goes_on(tmp_path: Path) -> None:
     """`--checkpoint` and `--resume`: the same history.csv, at another number of workers."""
 
     def run(workers: int, launcher: str, out: str, *options: str) -> tuple[int, str, str]:
-        argv = ["-m", "ddp_gd.train", "--bitwise", "--out", str(tmp_path / out), *options]
+        argv = ["-m", "ddp_gd.train", "--bitwise", "--batch-size", "33", *options]
+        argv += ["--out", str(tmp_path / out)]
         job = run_job(workers, argv, launcher)
         return job.returncode, job.stdout.splitlines()[-1] if job.stdout else "", job.stderr
 
     saved = ["--checkpoint", str(tmp_path / "saved")]
     code, whole, error = run(1, "python", "whole", "--epochs", "4", "--seed", "2")
     assert code == 0, error
-    code, _, error = run(2, "mpirun", "part", "--epochs", "2", "--seed", "2", *saved)
+    code, _, error = run(3, "mpirun", "part", "--epochs", "2", "--seed", "2", *saved)
     assert code == 0, error
     code, ended, error = run(1, "python", "rest", "--epochs", "4", "--resume", *saved)
     assert (code, ended) == (0, whole), error
