@@ -27,7 +27,7 @@ from ddp_gd import cores, gpus
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError, exit_status
-from ddp_gd.watch import Report, Watch, stall_seconds, start_limit
+from ddp_gd.watch import Watch, introduction, stall_seconds, start_limit
 
 _DIFFERENCES = 8  # so many are named
 
@@ -81,7 +81,7 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
     limit = stall_seconds()
     with start_limit(started.rank, limit if started.size > 1 else 0):
         communicator = open_communicator(backend)
-        board = communicator.open_board(len(Report._fields))
+        board = communicator.open_board(introduction())
     if communicator.size > 1:
         speaks: Callable[[], bool] = functools.partial(_wait_for_lower, communicator)
         if board is not None:

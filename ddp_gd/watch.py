@@ -48,6 +48,12 @@ class Report(NamedTuple):
     joining: int = 0
 
 
+def introduction() -> Report:
+    """What this worker says before it has done anything."""
+    process = os.getpid()
+    return Report(process=process, began=_began(process) or 0)
+
+
 class Watch:
     """One worker's eye on the others.
 
@@ -72,15 +78,20 @@ class Watch:
         self._limit = limit
         self._end = end
         self._state = _RUNNING
-        self._process = os.getpid()
-        self._began = _began(self._process) or 0
+        mine = introduction()
+        self._process, self._began = mine.process, mine.began
         self._launcher = os.getppid()
         others = [r for r in range(communicator.size) if r != communicator.rank]
         now = time.monotonic()
-        self._reports = {rank: Report() for rank in others}
+        self._reports = {rank: Report(*board.first[rank]) for rank in others}
         self._heard = dict.fromkeys(others, now)  # when each one posted last
         self._changed = dict.fromkeys(others, now)  # when it posted something new
-        self._neighbours: set[int] = set()  # those whose process can be seen from here
+        # Those whose process can be seen from here: its number on another host says nothing.
+        self._neighbours = {
+            rank
+            for rank, report in self._reports.items()
+            if report.began and report.began == _began(report.process)
+        }
         self._doubt = 0  # looks in a row at which some worker had left too early
         self._warned: set[int] = set()
         self._looked = now
@@ -262,9 +273,6 @@ class Watch:
             if report != self._reports[rank]:
                 self._changed[rank] = now
                 self._warned.discard(rank)
-            first = not self._reports[rank].process
-            if first and report.began and report.began == _began(report.process):
-                self._neighbours.add(rank)  # a process number on another host says nothing here
             self._reports[rank] = report
 
     def _in(self, state: int) -> list[int]:

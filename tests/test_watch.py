@@ -39,8 +39,9 @@ class Clock:
 class Board:
     """What workers post, kept in a table that all of them share."""
 
-    def __init__(self, table: dict[int, dict[int, list[int]]], rank: int):
+    def __init__(self, table: dict[int, dict[int, list[int]]], rank: int, first: Report):
         self.hosts = ["alpha", "beta", "gamma"]
+        self.first = [list(first) for _ in self.hosts]
         self.table, self.rank = table, rank
 
     def post(self, message: Report) -> None:
@@ -60,7 +61,7 @@ class Board:
 class Job:
     """Some workers; number 0 is the one that is tested."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, first: Report | None = None):
         def end(code: int) -> None:
             raise Ended
 
@@ -69,7 +70,7 @@ class Job:
         self.watches = [
             Watch(
                 SimpleNamespace(rank=r, size=size, attendance=a, barrier=lambda: None),
-                Board(self.table, r),
+                Board(self.table, r, first or watch.introduction()),
                 LIMIT,
                 end,
             )
@@ -170,11 +171,9 @@ def test_a_worker_that_leaves_too_early(
 
 
 def test_a_dead_worker_is_noticed_at_once(clock: Clock, capsys) -> None:
-    """By its process, which others of the same host can see."""
+    """By its process, which others of the same host can see, even if it has never posted."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        job = Job(2)
-        report = Report(0, process.pid, watch._began(process.pid))
-        job.table[0][1] = list(report)
+        job = Job(2, Report(0, process.pid, watch._began(process.pid)))
         job.look(1, clock, ranks=(0,))
         process.kill()
         process.wait()
@@ -186,8 +185,7 @@ def test_a_dead_worker_is_noticed_at_once(clock: Clock, capsys) -> None:
 def test_who_wakes_up_to_a_dead_worker_is_quiet(clock: Clock) -> None:
     """The others may have ended the job because of this one; if not, it speaks a little later."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        job = Job(2)
-        job.table[0][1] = list(Report(0, process.pid, watch._began(process.pid)))
+        job = Job(2, Report(0, process.pid, watch._began(process.pid)))
         job.look(1, clock, ranks=(0,))
         process.kill()
         process.wait()

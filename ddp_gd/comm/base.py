@@ -18,6 +18,7 @@ class Board(Protocol):
     """Small messages between the workers beside the collectives, see `comm/board.py`."""
 
     hosts: list[str]
+    first: list[list[int]]
 
     def post(self, message: Sequence[int]) -> None:
         """Send `message` to every other worker, unless the one before is still on its way."""
@@ -121,8 +122,11 @@ class Communicator(Protocol):
         """End the timeline: the file is whole. Nothing, if there is none."""
         ...
 
-    def open_board(self, length: int) -> Board | None:
-        """Open a way to send messages of `length` whole numbers beside the collectives.
+    def open_board(self, message: Sequence[int]) -> Board | None:
+        """Open a way to send messages of some whole numbers beside the collectives.
+
+        Args:
+            message: this worker's first one; all have as many numbers.
 
         Returns:
             None where there is none: one process, or no MPI that several threads may use.

@@ -23,15 +23,16 @@ class MpiBoard:
     a collective.
 
     Args:
-        length: numbers in a message.
+        message: this worker's first one; all have as many numbers.
 
     Attributes:
         hosts: the name of each worker's host.
+        first: the first message of each worker.
     """
 
-    def __init__(self, length: int):
+    def __init__(self, message: Sequence[int]):
         self._comm = MPI.COMM_WORLD.Dup()
-        self._length = length
+        self._length = len(message)
         self._others = [r for r in range(self._comm.Get_size()) if r != self._comm.Get_rank()]
         # What is on its way to each worker: a buffer must live until it has been sent.
         self._sending: dict[int, tuple[MPI.Request, np.ndarray]] = {}
@@ -41,6 +42,9 @@ class MpiBoard:
         everyone = np.empty((self._comm.Get_size(), _HOST_BYTES), np.uint8)
         self._comm.Allgather(mine, everyone)
         self.hosts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everyone]
+        first = np.empty((self._comm.Get_size(), self._length), np.int64)
+        self._comm.Allgather(np.array(message, np.int64), first)
+        self.first = first.tolist()
 
     def post(self, message: Sequence[int]) -> None:
         """Send `message` to every other worker, unless the one before is still on its way."""
@@ -64,15 +68,15 @@ class MpiBoard:
         return MPI.Is_finalized() or all(r.Test() for r, _ in self._sending.values())
 
 
-def open_board(length: int) -> MpiBoard | None:
+def open_board(message: Sequence[int]) -> MpiBoard | None:
     """Open a board, where the MPI at hand allows one.
 
     Args:
-        length: numbers in a message.
+        message: this worker's first one; all have as many numbers.
 
     Returns:
         None where MPI isn't running, or doesn't offer MPI_THREAD_MULTIPLE.
     """
     if not MPI.Is_initialized() or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         return None
-    return MpiBoard(length)
+    return MpiBoard(message)

@@ -124,11 +124,11 @@ class HorovodCommunicator:
         """Stop Horovod's timeline."""
         hvd.stop_timeline()
 
-    def open_board(self, length: int) -> Board | None:
+    def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""
         if not hvd.mpi_enabled():
             return None
         # Not above: mpi4py would start an MPI that nobody asked for.
         board = importlib.import_module("ddp_gd.comm.board")
-        opened: Board | None = board.open_board(length)
+        opened: Board | None = board.open_board(message)
         return opened

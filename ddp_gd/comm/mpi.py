@@ -121,9 +121,9 @@ class MpiCommunicator:
     def stop_timeline(self) -> None:
         """There is none."""
 
-    def open_board(self, length: int) -> Board | None:
+    def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a board over MPI."""
-        return board.open_board(length)
+        return board.open_board(message)
 
     def _each(
         self, function: Callable[[np.ndarray], np.ndarray], tensors: Sequence[Tensor]

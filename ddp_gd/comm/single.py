@@ -60,5 +60,5 @@ class SingleCommunicator:
     def stop_timeline(self) -> None:
         """There is none."""
 
-    def open_board(self, length: int) -> None:
+    def open_board(self, message: Sequence[int]) -> None:
         """There is nobody to send messages to."""
