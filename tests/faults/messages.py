@@ -7,9 +7,7 @@ same worker. It speaks alone where no other worker can, or needs to:
 - a worker that is struck before `ddp_gd.init` is unknown to the others. If it exits with status 0
   before another one has started MPI, the launcher takes it for done; if it hangs, the launcher sees
   nothing. Then the others wait, up to the limit for the start, and each can only say that;
-- one that dies right after it may have reported nothing yet, and the launcher ends the others;
-- a worker that had no core for a second says nothing of another one's death, for it may itself be
-  the one that was stopped. Open MPI names rank, host and reason, but for an exit status no host;
+- one that dies right after it may do so before the others watch, and the launcher ends them;
 - one that leaves with an exit status after the training leaves nobody waiting.
 """
 
@@ -103,8 +101,7 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     our_reason, launchers_reason = _REASONS[kind]
     launcher = bool(told) and told[0].rank == rank and _has(launchers_reason, told[0])
     if not said:
-        complete = launcher and told[0].host == host
-        alone = phase == "launch" or (kind in _DEATHS and (phase == "start" or complete))
+        alone = phase == "launch" or (phase == "start" and kind in _DEATHS)
         if not alone and (phase, kind) != ("exit", "sys.exit(3)"):
             return "no message"
         return None if launcher else "the launcher names another worker, or reason"
