@@ -23,11 +23,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ddp_gd import cores, gpus
+from ddp_gd import cores, gpus, starting
 from ddp_gd.comm import Communicator, open_communicator
 from ddp_gd.comm.environment import Launch, launch
 from ddp_gd.errors import ConfigError, DdpGdError, MismatchError, exit_status
-from ddp_gd.watch import Watch, introduction, stall_seconds, start_limit
+from ddp_gd.watch import PATIENCE, Watch, introduction, stall_seconds
 
 _DIFFERENCES = 8  # so many are named
 
@@ -79,7 +79,7 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
         # Until the backend is up its launcher ends the other workers when one exits with an error.
         _end_job_on_exception(started.rank, functools.partial(_wait_for_lower, started), os._exit)
     limit = stall_seconds()
-    with start_limit(started.rank, limit if started.size > 1 else 0):
+    with starting.limit(PATIENCE * limit if started.size > 1 else 0):
         communicator = open_communicator(backend)
         board = communicator.open_board(introduction())
     if communicator.size > 1:

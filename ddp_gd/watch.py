@@ -19,16 +19,15 @@ Not seen: a worker that computes for ever inside a step, since a long step looks
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
-import socket
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from . import processes
 from .comm.base import Board, Communicator
 from .errors import ConfigError
 
@@ -50,8 +49,8 @@ class Report(NamedTuple):
 
 def introduction() -> Report:
     """What this worker says before it has done anything."""
-    process = os.getpid()
-    return Report(process=process, began=_began(process) or 0)
+    mine = processes.status(os.getpid())
+    return Report(process=os.getpid(), began=mine.began if mine else 0)
 
 
 class Watch:
@@ -88,9 +87,7 @@ class Watch:
         self._changed = dict.fromkeys(others, now)  # when it posted something new
         # Those whose process can be seen from here: its number on another host says nothing.
         self._neighbours = {
-            rank
-            for rank, report in self._reports.items()
-            if report.began and report.began == _began(report.process)
+            rank for rank, report in self._reports.items() if report.began and _is_that_of(report)
         }
         self._doubt = 0  # looks in a row at which some worker had left too early
         self._warned: set[int] = set()
@@ -199,24 +196,29 @@ class Watch:
         }
         if silent:
             rank = min(silent)
-            self._stop(rank, f"has not answered for {silent[rank]:.0f} s", silent)
+            self._stop(rank, f"has not answered for {silent[rank]:.0f} s", silent, hang=True)
         if not waits:
             return
         for rank, report in self._reports.items():
             away = now - self._changed[rank]
             if report.joining > report.done or report.state == _ENDED or away < self._limit:
                 continue
-            if now - self._heard[rank] > 4 * TICK:  # silent, but not long enough
+            if now - self._heard[rank] > 5 * TICK:  # silent, but not long enough
                 continue
             text = f"has not come to a collective for {away:.0f} s, though its process answers"
             if away > PATIENCE * self._limit:
-                self._stop(rank, text, [rank])
+                self._stop(rank, text, [rank], hang=True)
             if rank not in self._warned and self._speaks([rank], self._waiting()):
                 self._warned.add(rank)
                 self._say(f"{self._name(rank)} {text}; all wait for it in {mine.where}", "warning")
 
     def _stop(
-        self, rank: int, what: str, missing: Iterable[int], seen_by: Iterable[int] | None = None
+        self,
+        rank: int,
+        what: str,
+        missing: Iterable[int],
+        seen_by: Iterable[int] | None = None,
+        hang: bool = False,
     ) -> None:
         """End the job because of `rank`; the first of those who see it says so.
 
@@ -225,19 +227,31 @@ class Watch:
             what: happened to it.
             missing: those of whom the same is true.
             seen_by: others that see it; by default those that are waiting, too.
+            hang: whether their processes go on, and are to be ended.
         """
         if self._speaks(missing, self._waiting() if seen_by is None else seen_by):
             self._state = _SPEAKING  # whoever is blamed, or wakes up, shall not blame this worker
             self._board.post(self._report())
-            time.sleep(2 * TICK)  # the launcher sees a death first, and tells of the right one
+            if not hang:
+                time.sleep(2 * TICK)  # the launcher sees a death first, and tells of the right one
             where = self._attendance.where
             self._say(
                 f"{self._name(rank)} {what}, in {where}. This ends the job. Go on from its last "
                 "checkpoint."
             )
+            if hang:
+                self._kill(missing)
+                time.sleep(TICK)  # the launcher sees that first, too
         else:
             time.sleep(6 * TICK)
         self._end(1)
+
+    def _kill(self, ranks: Iterable[int]) -> None:
+        """End those of this host: the launcher alone takes up to two seconds more for it."""
+        for rank in self._neighbours.intersection(ranks):
+            if _is_that_of(self._reports[rank]):
+                with contextlib.suppress(OSError):
+                    os.kill(self._reports[rank].process, signal.SIGKILL)
 
     def _speaks(self, missing: Iterable[int], seen_by: Iterable[int]) -> bool:
         """Tell whether this is the first of the workers that see what is wrong."""
@@ -266,7 +280,7 @@ class Watch:
         return Report(self._state, self._process, self._began, mine.done, mine.joining)
 
     def _read(self) -> None:
-        now = time.monotonic()
+        now = time.monotonic() - TICK  # they were posted since the last look
         for rank, message in self._board.read().items():
             report = Report(*message)
             self._heard[rank] = now
@@ -280,59 +294,15 @@ class Watch:
 
     def _gone(self) -> set[int]:
         """The workers whose process could be seen from here, and is there no more."""
-        return {
-            rank
-            for rank in self._neighbours
-            if _began(self._reports[rank].process) not in (self._reports[rank].began, None)
-        }
+        return {rank for rank in self._neighbours if _is_that_of(self._reports[rank]) is False}
 
     def _is_running(self, rank: int) -> bool:
         """Whether the worker is seen to be at work, or to sleep; not so where it was stopped.
 
         One call of a library may keep Python from running anything else for minutes.
         """
-        if rank not in self._neighbours:
-            return False
-        fields = _fields(self._reports[rank].process) or ["T"]
-        return fields[0] not in "Tt"
-
-
-@contextlib.contextmanager
-def start_limit(rank: int, limit: float) -> Iterator[None]:
-    """End this process if what is done inside, where workers wait for each other, takes too long.
-
-    mpi4py starts MPI without letting another thread of Python run. Then only Python's traceback can
-    be shown, a little later.
-
-    Args:
-        rank: this worker's.
-        limit: that of a `Watch`; this one is `PATIENCE` times as long.
-    """
-
-    def give_up() -> None:
-        time.sleep(rank * TICK)  # the first to speak ends the others
-        text = (
-            f"ddp_gd: error: rank {rank} on {socket.gethostname()} has waited "
-            f"{PATIENCE * limit:g} s for the other workers to start. See which process of the job "
-            "hangs or was never started; DDP_GD_STALL_SECONDS changes the limit.\n"
-        )
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        finally:
-            os._exit(1)
-
-    timer = threading.Timer(PATIENCE * limit, give_up)
-    timer.daemon = True
-    if limit:
-        timer.start()
-        faulthandler.dump_traceback_later(PATIENCE * limit + (rank + 4) * TICK, exit=True, file=2)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if limit:
-            faulthandler.cancel_dump_traceback_later()
+        theirs = processes.status(self._reports[rank].process) or processes.GONE
+        return rank in self._neighbours and theirs.state not in "TtX"
 
 
 def stall_seconds() -> float:
@@ -353,27 +323,7 @@ def stall_seconds() -> float:
     return limit
 
 
-def _began(process: int) -> int | None:
-    """When a process of this host began, in clock ticks since the start.
-
-    Returns:
-        0 if it's gone, None if that can't be told.
-    """
-    fields = _fields(process)
-    if not fields:
-        return None if fields is None else 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
-
-
-def _fields(process: int) -> list[str] | None:
-    """What proc(5) calls fields 3 and following of /proc/PID/stat: state, ..., start time (22).
-
-    Returns:
-        An empty list if the process is gone, None if that can't be told.
-    """
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    except OSError:  # no file descriptor left, say
-        return None
+def _is_that_of(report: Report) -> bool | None:
+    """Whether the process of that number, on this host, is the one that reports; None: unknown."""
+    theirs = processes.status(report.process)
+    return None if theirs is None else theirs.began == report.began

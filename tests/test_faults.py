@@ -43,7 +43,13 @@ RAISED = (
     "Traceback (most recent call last):\n[1,1]<stderr>:Struck: this is the fault"
 )
 STATUS = "\n  Process name: [[28622,1],1]\n  Exit code:    3\n"
-WAITED = "ddp_gd: error: rank 0 on here has waited 8 s for the other workers to start. See"
+STOPPED = (
+    "ddp_gd: error: rank 1 (process 7 on here) is stopped; rank 0 has waited 8 s for it to start"
+)
+ENDED = (
+    "ddp_gd: error: rank 1 (on here) has ended before it came to ddp_gd.init; rank 0 has waited 8 "
+    "s for it to start"
+)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +73,12 @@ WAITED = "ddp_gd: error: rank 0 on here has waited 8 s for the other workers to 
         ("out of memory", "data", RAISED + STATUS, "wrong or no reason"),
         ("SIGSTOP", "step", LEFT, "wrong or no reason"),
         ("SIGSTOP", "step", "ddp_gd: error: rank 1 is missing", "wrong or no host"),
-        ("SIGSTOP", "launch", WAITED, None),
-        ("SIGSTOP", "launch", f"{WAITED}\n{WAITED}", None),
-        ("SIGSTOP", "launch", f"{WAITED}\n{LEFT}", "said more than once"),
-        ("SIGSTOP", "start", WAITED, "wrong or no worker named"),
+        ("SIGSTOP", "launch", STOPPED, None),
+        ("os._exit(0)", "launch", ENDED, None),
+        ("SIGSTOP", "launch", ENDED, "wrong or no reason"),
+        ("SIGSTOP", "launch", ENDED.replace("rank 1 (", "rank 2 ("), "wrong or no worker named"),
+        ("SIGSTOP", "launch", f"{STOPPED}\n{STOPPED}", "said more than once"),
+        ("SIGSTOP", "start", STOPPED, "wrong or no reason"),
     ],
 )
 def test_what_is_said_is_judged(kind: str, phase: str, text: str, wrong: str | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 # A module imports only from lines above its own; those of one line don't import each other.
 ORDER = """
-errors tree cores interrupts
+errors tree cores interrupts processes
 config
 cache csvfiles selection
 parquetfiles grid
@@ -27,7 +27,7 @@ comm.tensors comm.board
 comm
 plots
 comm.single comm.horovod comm.mpi
-watch gpus
+watch gpus starting
 runtime
 arrays shuffle loading
 items rows

@@ -19,6 +19,8 @@ _LAUNCHERS = (
     # Not SLURM_NTASKS: it is set for a lone `python` in an sbatch script too.
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
 )
+# How many of them on this host: of launchers, one for each host, that are the workers' parent.
+_WORKERS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 _CPU_DEFAULTS = {
     # Horovod's thread waits inside MPI by spinning, on the core that its own worker needs.
@@ -45,6 +47,12 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
         if environ.get(size, "").isdigit() and environ.get(rank, "").isdigit():
             return Launch(int(environ[size]), int(environ[rank]), size)
     return Launch(1, 0, "")
+
+
+def workers_here() -> int:
+    """How many workers the launcher says it started on this host; 0 where it doesn't say."""
+    said = [os.environ.get(variable, "") for variable in _WORKERS_HERE]
+    return next((int(number) for number in said if number.isdigit()), 0)
 
 
 def set_cpu_defaults() -> None:

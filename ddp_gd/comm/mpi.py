@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
+import mpi4py
 import numpy as np
 import tensorflow as tf
+
+if not hasattr(mpi4py, "MPI"):
+    mpi4py.rc(initialize=False, finalize=True)  # `_start` does the first, and not at the import
 from mpi4py import MPI
 
 from ddp_gd.comm import board
@@ -25,6 +30,8 @@ class MpiCommunicator:
     name = "mpi"
 
     def __init__(self) -> None:
+        if not MPI.Is_initialized():
+            _start()
         if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
             # TensorFlow runs Python inside graphs on whichever thread is free.
             raise LaunchError(
@@ -142,6 +149,19 @@ class MpiCommunicator:
                 return [tf.numpy_function(locked, inputs, inputs[0].dtype)]
 
         return self._order.run(collective, *tensors)[0]
+
+
+def _start() -> None:
+    """Start MPI as mpi4py does, but let other threads of Python run meanwhile.
+
+    It returns when all workers have come, and the thread that limits the wait must run till then.
+    `MPI.Init_thread` holds Python's lock (mpi4py 4.1), what is called through ctypes doesn't.
+    """
+    provided = ctypes.c_int()
+    library = ctypes.CDLL(MPI.__file__)  # finds what that is linked with, whichever MPI it is
+    error = library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(provided))
+    if error != MPI.SUCCESS:
+        raise LaunchError(f"MPI_Init_thread returned the error {error}")
 
 
 def _checked(buffer: np.ndarray) -> np.ndarray:

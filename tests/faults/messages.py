@@ -4,9 +4,9 @@ One message of ours is required, and that it blames the right worker, names its 
 right reason. Of a death the launcher tells the signal or the exit status, so it has to blame the
 same worker. It speaks alone where no other worker can, or needs to:
 
-- a worker that is struck before `ddp_gd.init` is unknown to the others. If it exits with status 0
-  before another one has started MPI, the launcher takes it for done; if it hangs, the launcher sees
-  nothing. Then the others wait, up to the limit for the start, and each can only say that;
+- a worker that is struck before `ddp_gd.init` is unknown to the others, but the launcher sees its
+  death. Unless it exits with status 0 before another one has started MPI, which is taken for done:
+  then, and where it hangs, the others wait up to the limit for the start, and one of them says so;
 - one that dies right after it may do so before the others watch, and the launcher ends them;
 - one that leaves with an exit status after the training leaves nobody waiting.
 """
@@ -32,10 +32,9 @@ _OURS = (
     re.compile(
         r"ddp_gd: this ended the job \(rank (\d+) on (\S+)\):\n(.*?)(?=\n-{20}|\nddp_gd: |\Z)", re.S
     ),
-    re.compile(r"ddp_gd: error: rank (\d+) \(process \d+ on (\S+)\) (.+)"),
+    re.compile(r"ddp_gd: error: rank (\d+) \((?:process \d+ )?on (\S+)\) (.+)"),
     re.compile(r"ddp_gd: error \(rank (\d+) on (\S+)\): (.+)"),
 )
-_WAITS = re.compile(r"ddp_gd: error: rank \d+ on (\S+) (has waited \S+ s for the other workers.+)")
 _LAUNCHERS = re.compile(
     r"process rank (\d+) with PID \d+ on\s+node (\S+) (exited on signal \d+|exiting improperly)"
     r"|Process name: \[\[\d+,1\],(\d+)\](\s+)(Exit code: +\d+)"
@@ -53,8 +52,15 @@ _REASONS = {
     "SIGSTOP": ("has not answered for", "never"),
     "endless loop": ("has not come to a collective for", "never"),
 }
+# Of one that is waited for at the start.
+_MISSING = {
+    "sys.exit(0)": "has ended before it came to ddp_gd.init",
+    "os._exit(0)": "has ended before it came to ddp_gd.init",
+    "SIGSTOP": "is stopped",
+    "endless loop": "has not come to ddp_gd.init",
+}
 _DEATHS = ("os._exit(3)", "os._exit(0)", "SIGKILL", "SIGSEGV")
-WAITED_FOR = ("sys.exit(0)", "os._exit(0)", "SIGSTOP", "endless loop")
+WAITED_FOR = tuple(_MISSING)
 
 
 def ours(text: str) -> list[Blame]:
@@ -65,15 +71,13 @@ def ours(text: str) -> list[Blame]:
         for pattern in _OURS:
             if match := pattern.match(text, start.start()):
                 blame = Blame(int(match[1]), match[2], match[3])
-        if match := _WAITS.match(text, start.start()):
-            blame = Blame(None, match[1], match[2])
         found.append(blame)
     return found
 
 
 def have_waited(text: str) -> bool:
     """Whether workers waited for one that did not start, up to their limit."""
-    return any(blame.reason.startswith("has waited") for blame in ours(text))
+    return any("for it to start" in blame.reason for blame in ours(text))
 
 
 def launchers(text: str) -> list[Blame]:
@@ -96,9 +100,10 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     """
     said, told = ours(text), launchers(text)
     waited_for = phase == "launch" and kind in WAITED_FOR and have_waited(text)
-    if len(said) > 1 and not (waited_for and all(blame.rank is None for blame in said)):
+    if len(said) > 1:
         return "said more than once"
     our_reason, launchers_reason = _REASONS[kind]
+    our_reason = _MISSING[kind] if waited_for else our_reason
     launcher = bool(told) and told[0].rank == rank and _has(launchers_reason, told[0])
     if not said:
         alone = phase == "launch" or (phase == "start" and kind in _DEATHS)
@@ -108,13 +113,11 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     blame = said[0]
     if blame.host != host:
         return "wrong or no host"
-    if waited_for:
-        return None
     if blame.rank != rank:
         return "wrong or no worker named"
     if not _has(our_reason, blame):
         return "wrong or no reason"
-    if kind in _DEATHS and not launcher:
+    if kind in _DEATHS and not launcher and not waited_for:
         return "the launcher names another worker, or reason"
     return None
 
