@@ -27,7 +27,7 @@ def status(process: int) -> Status | None:
     """The status of a process; `GONE` if it has ended, None if that can't be told."""
     try:
         # Fields 3 and following; the name before them may hold anything.
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
         return GONE
     except OSError:  # no file descriptor left, say

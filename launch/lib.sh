@@ -77,7 +77,7 @@ through_mpi() { # through_mpi <folder of the logs, or ''> <training arguments ..
 # or 128 + the number of the signal that ended it. The first signal asks the workers to save
 # and stop, the second one ends them.
 run_family() {
-    job_status=0 job_signal=0 job='' early=()
+    job_status=0 job_signal=0 job_killed=0 job='' early=()
     if [[ -t 0 ]]; then
         exec </dev/null # reading a terminal from the background would stop the job
     fi
@@ -95,12 +95,9 @@ run_family() {
         wait "$job" || job_status=$?
     done
     trap - TERM HUP INT
-    case $job_status in
-        0 | 130 | 137 | 138 | 143) # ended, or killed, by the signal; an error of its own stays
-            if ((job_signal)); then
-                job_status=$((128 + job_signal))
-            fi
-            ;;
+    case $job_status in # ended by the signal; an error of its own stays
+        0 | 130 | 138 | 143) ((! job_signal)) || job_status=$((128 + job_signal)) ;;
+        137) ((! job_killed)) || job_status=$((128 + job_signal)) ;; # not of a worker that hung
     esac
 }
 
@@ -123,6 +120,7 @@ on_signal() { # on_signal <name> <number>
             return 0 # a bare `return` from a trap repeats what `wait` returned, and ends the script
         fi
     fi
+    job_killed=1
     kill "-$1" -- "-$job" 2>/dev/null || true
 }
 

@@ -373,6 +373,21 @@ def test_a_signal_while_a_job_is_being_started(tmp_path: Path) -> None:
     assert result.stdout == "status 143\n"
 
 
+@pytest.mark.parametrize(("own", "told"), [(143, 143), (137, 137), (1, 1)])
+def test_a_worker_that_is_killed_while_it_saves_is_a_failure(
+    tmp_path: Path, own: int, told: int
+) -> None:
+    """After a signal the status is that of the signal, if the job ended as it was asked to."""
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(
+        f"#!/bin/bash\ntrap 'exit {own}' USR1\nkill -TERM $PPID\nwhile :; do sleep 0.1; done\n"
+    )
+    mpirun.chmod(0o755)
+    script = tmp_path / "script.sh"
+    script.write_text(f". '{LAUNCH}/lib.sh'\nrun_family {mpirun}\necho \"status $job_status\"\n")
+    assert run(script).stdout == f"status {told}\n"
+
+
 def test_ci_skips_no_cluster_test(tmp_path: Path) -> None:
     """Neither the script without root, nor a test that lacks what it needs."""
     nobody = tmp_path / "id"

@@ -6,74 +6,93 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
-# What a launcher starts: one worker for each word. They share a parent, as a launcher's do.
+# What a launcher starts: a worker for each word. When the first one fails it ends all, 2 s later.
 _LAUNCHER = textwrap.dedent(
     """
-    import os, subprocess, sys, textwrap
-    waits = textwrap.dedent('''
-        import os, sys, time
+    import os, subprocess, sys, textwrap, time
+    program = textwrap.dedent('''
+        import os, signal, sys, time
         from ddp_gd import starting
-        rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
-        if sys.argv[1] == "comes":
-            with starting.limit(1.5):
-                time.sleep(60)
-        elif sys.argv[1] == "stops":
-            os.kill(os.getpid(), 19)
+        if sys.argv[1] == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif sys.argv[1] == "sleeps":
             time.sleep(60)
+        elif sys.argv[1] != "leaves":
+            if sys.argv[1] == "later":
+                time.sleep(0.8)
+            with starting.limit(3):
+                time.sleep(60)
     ''')
+    here, *words = sys.argv[1:]
     workers = []
-    here = sys.argv[1]
-    for rank, what in enumerate(sys.argv[2:]):
-        env = {
+    for rank, word in enumerate(words):
+        place = {
             "OMPI_COMM_WORLD_RANK": str(rank),
-            "OMPI_COMM_WORLD_SIZE": str(len(sys.argv) - 2),
+            "OMPI_COMM_WORLD_SIZE": str(len(words)),
             "OMPI_COMM_WORLD_LOCAL_SIZE": here,
         }
-        argv = [sys.executable, "-c", waits, what]
-        workers.append(subprocess.Popen(argv, env=os.environ | env))
-    for worker, what in zip(workers, sys.argv[2:]):
-        if what == "leaves":
-            worker.wait()
-    first = next(w for w, what in zip(workers, sys.argv[2:]) if what == "comes")
-    status = first.wait()
+        worker = subprocess.Popen([sys.executable, "-c", program, word], env=os.environ | place)
+        workers.append(worker)
+    print(*(worker.pid for worker in workers))
+    while not any(worker.poll() for worker in workers):
+        time.sleep(0.01)
+    time.sleep(2)
     for worker in workers:
         worker.kill()
         worker.wait()
-    print([worker.pid for worker in workers])
-    sys.exit(status)
     """
 )
 
 
-@pytest.mark.parametrize(
-    ("here", "workers", "said"),
-    [
-        (
-            2,
-            "comes stops",
-            "rank 1 (process {1} on {host}) is stopped; rank 0 has waited 1.5 s for",
-        ),
-        (3, "sleeps comes comes", "rank 0 (process {0} on {host}) has not come to ddp_gd.init;"),
-        (2, "comes leaves", "rank 1 (on {host}) has ended before it came to ddp_gd.init; rank 0"),
-        (4, "comes stops comes leaves", "has waited 1.5 s for it to start, and for rank 3."),
-        (2, "comes comes", "rank 0 on {host} has waited 1.5 s for the other workers to start."),
-        # The others may be on another host.
-        (1, "comes leaves", "rank 0 on {host} has waited 1.5 s for the other workers to start."),
-    ],
-)
-def test_who_is_missing_at_the_start_is_named(here: int, workers: str, said: str) -> None:
-    """Once, with host and what is wrong, whatever is wrong; the exit status is 1."""
-    argv = [sys.executable, "-c", _LAUNCHER, str(here), *workers.split()]
-    job = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
-    processes = job.stdout.strip("[]\n").split(", ")
-    said = said.format(*processes, host=os.uname().nodename)
-    assert job.returncode == 1, job.stderr
-    assert job.stderr.count("ddp_gd: error: ") == 1, job.stderr
-    assert said in job.stderr
+class Case(NamedTuple):
+    """Workers, how many of them their launcher says are on this host, and what is to be said."""
+
+    workers: str
+    here: int
+    said: str
+
+
+CASES = [
+    Case("comes stops", 2, "rank 1 (process {1} on {host}) is stopped; rank 0 has waited 3 s for"),
+    Case("sleeps comes comes", 3, "rank 0 (process {0} on {host}) has not come to ddp_gd.init; "),
+    Case("comes leaves", 2, "rank 1 (on {host}) has ended before it came to ddp_gd.init; rank 0"),
+    Case("comes stops comes leaves", 4, "rank 0 has waited 3 s for it to start, and for rank 3."),
+    # One that has spoken is gone when the other one looks, or comes first and is to speak second.
+    Case("comes later stops", 3, "rank 2 (process {2} on {host}) is stopped; rank 0 has waited"),
+    Case("later comes stops", 3, "rank 2 (process {2} on {host}) is stopped; rank 0 has waited"),
+    # Who is missing may be on another host.
+    Case("comes comes", 2, "rank 0 on {host} has waited 3 s for the other workers to start."),
+    Case("comes leaves", 1, "rank 0 on {host} has waited 3 s for the other workers to start."),
+]
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[dict[Case, subprocess.Popen[str]]]:
+    """All cases at once: they sleep nearly all of the time."""
+    pipe = subprocess.PIPE
+    found = {}
+    for case in CASES:
+        argv = [sys.executable, "-c", _LAUNCHER, str(case.here), *case.workers.split()]
+        found[case] = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True)
+    yield found
+    for job in found.values():
+        job.kill()
+        job.communicate()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.workers}, {case.here} here")
+def test_who_is_missing_at_the_start_is_named(
+    case: Case, jobs: dict[Case, subprocess.Popen[str]]
+) -> None:
+    """Once, with its process, its host and what is wrong with it."""
+    out, err = jobs[case].communicate(timeout=60)
+    assert err.count("ddp_gd: error: ") == 1, err
+    assert case.said.format(*out.split(), host=os.uname().nodename) in err
 
 
 def test_nobody_is_blamed_where_others_cannot_be_seen() -> None:
@@ -96,7 +115,7 @@ def test_a_start_in_time_has_no_end_afterwards() -> None:
     """The limit is over when the workers have met; 0 is none."""
     text = (
         "import time\nfrom ddp_gd import starting\n"
-        "for seconds in (0.2, 0):\n    with starting.limit(seconds): pass\ntime.sleep(0.5)"
+        "for seconds in (0.2, 0):\n    with starting.limit(seconds): pass\ntime.sleep(1)"
     )
     job = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=50, check=False)
     assert (job.returncode, job.stderr) == (0, b"")

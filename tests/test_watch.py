@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 from types import SimpleNamespace
@@ -96,7 +97,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = os.kill
 
     def kill(process: int, number: int) -> None:
-        if process == os.getpid():
+        if process == os.getpid() and number == signal.SIGKILL:
             found.append(process)
         else:
             real(process, number)
@@ -235,13 +236,15 @@ def test_a_worker_that_holds_python_is_not_lost(job: Job, clock: Clock, killed: 
     assert killed == [os.getpid()]
 
 
-def test_only_who_is_seen_to_be_there_is_killed(job: Job, clock: Clock, killed: list[int]) -> None:
+@pytest.mark.parametrize("changed", ["host", "process", "nothing"])
+def test_only_who_is_seen_to_be_there_is_killed(job: Job, killed: list[int], changed: str) -> None:
     """Not what has its number on another host, or has it now."""
-    for change in (job.part, lambda: job.watches[0]._neighbours.add(1)):
-        change()
-        job.watches[0]._reports[1] = Report(0, os.getpid(), 1)
-        job.watches[0]._kill([1])
-    assert killed == []
+    if changed == "host":
+        job.part()
+    elif changed == "process":
+        job.watches[0]._reports[1] = watch.introduction()._replace(began=1)
+    job.watches[0]._kill([1])
+    assert killed == ([os.getpid()] if changed == "nothing" else [])
 
 
 @pytest.mark.parametrize("failing", [(0,), (1,), (0, 1), (2, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import sys
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 if not hasattr(mpi4py, "MPI"):
-    mpi4py.rc(initialize=False, finalize=True)  # `_start` does the first, and not at the import
+    mpi4py.rc.initialize = False  # not at the import: `_start` does
 from mpi4py import MPI
 
 from ddp_gd.comm import board
@@ -162,6 +163,14 @@ def _start() -> None:
     error = library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(provided))
     if error != MPI.SUCCESS:
         raise LaunchError(f"MPI_Init_thread returned the error {error}")
+    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # an error of the user's calls is an exception
+    atexit.register(_end)
+
+
+def _end() -> None:
+    if not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _checked(buffer: np.ndarray) -> np.ndarray:
