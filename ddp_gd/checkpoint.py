@@ -18,6 +18,7 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -27,6 +28,7 @@ from .errors import CheckpointError, ConfigError
 
 _NAME = re.compile(r"step-([0-9]{12})-([0-9a-f]{32})\.safetensors")
 _PARTIAL = ".partial"
+_DAMAGED = ".damaged"
 _BROKEN = (
     safetensors.SafetensorError,
     KeyError,
@@ -50,6 +52,8 @@ class Checkpoint:
         every_seconds: save when so much time has passed, at the end of a step.
         keep: how many checkpoints to keep, the newest ones.
         resume: go on from the newest one, at any number of workers; begin if there is none.
+        about: what else each file shall hold, by name: arrays, and what JSON can hold. For people
+            and other programs; the training itself never looks at it.
 
     Raises:
         ConfigError: a value that can't be used.
@@ -60,6 +64,7 @@ class Checkpoint:
     every_seconds: float | None = None
     keep: int = 3
     resume: bool = False
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
@@ -116,6 +121,9 @@ class Folder:
         try:
             _make_durably(self.path)
             with self._opened() as folder:
+                for other in self.names():
+                    if other[:17] > name[:17]:  # damaged: others are gone on from
+                        os.rename(other, other + _DAMAGED, src_dir_fd=folder, dst_dir_fd=folder)
                 _write_durably(folder, name, content)
                 for old in self.names()[keep:]:
                     if old != name:

@@ -54,11 +54,13 @@ class CheckpointError(DdpGdError, RuntimeError):
 
 
 def exit_status(error: BaseException) -> int:
-    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else."""
+    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else.
+
+    A bit of memory that flips, or a disk that is full, may be all right when the job starts again.
+    """
     if isinstance(error, KeyboardInterrupt):
         return 130
-    # A disk that is full, or fails, may be all right when the job is started again.
     not_written = isinstance(error, CheckpointError) and isinstance(error.__cause__, OSError)
-    if isinstance(error, LaunchError) or not_written:
+    if isinstance(error, (LaunchError, ReplicaError)) or not_written:
         return 1
     return 2 if isinstance(error, DdpGdError) else 1

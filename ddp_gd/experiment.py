@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def run(config: TrainConfig) -> None:
             f"--timeline {timeline} needs Horovod, and the workers talk through "
             f"{communicator.name!r}. Start it with: horovodrun -np 2 python -m ddp_gd.train"
         )
+    if checkpoint is not None:
+        checkpoint = dataclasses.replace(checkpoint, about=_about(task, config))
     x, y, sample_weight = task.data["training"]
     history = fit(
         model,
@@ -107,6 +110,16 @@ def _checkpoint(config: TrainConfig) -> Checkpoint | None:
         every_seconds=config.checkpoint_seconds,
         resume=config.resume,
     )
+
+
+def _about(task: Task, config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint's file holds beside the training: the options, and the normalisation."""
+    about: dict[str, Any] = {"config": dataclasses.asdict(config)}
+    scalings = {"features": task.preprocessing.normalizer, "targets": task.y_scaling}
+    for name, normalizer in scalings.items():
+        if normalizer is not None:
+            about |= {f"{name} mean": normalizer.mean, f"{name} scale": normalizer.scale}
+    return about
 
 
 def _evaluate(

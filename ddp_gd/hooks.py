@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -104,6 +104,27 @@ class Hooks:
             changed = {n: v for n, v in now.items() if n not in before or before[n] is not v}
             yield type(callback).__name__, changed
 
+    def restore(self, states: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Let the user's callbacks remember what `states` gave: the first of a class, and so on.
+
+        Others may have been added or left out since.
+        """
+        left = list(states)
+        for callback in self.own:
+            kind = type(callback).__name__
+            found = next((entry for entry in left if entry[0] == kind), None)
+            if found is None:
+                continue
+            left.remove(found)
+            # Where they were read from: a class may have something else of that name.
+            vars(callback).update(
+                {
+                    name: list(value) if isinstance(value, list) else value
+                    for name, value in found[1].items()
+                    if not _is_derived(callback, name)
+                }
+            )
+
     def want_to_stop(self) -> bool:
         """Tell, after a step, whether some worker's callback set `model.stop_training`."""
         if not self._may_stop:
@@ -116,9 +137,21 @@ def _attributes(callback: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(callback).items()
-        if isinstance(value, plain)
-        or (isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value))
+        if not _is_derived(callback, name)
+        and (
+            isinstance(value, plain)
+            or (isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value))
+        )
     }
+
+
+def _is_derived(callback: Any, name: str) -> bool:
+    """Whether a callback makes an attribute itself of what it was made with.
+
+    Those that monitor a metric, once in each process: they turn the sign of `min_delta` when they
+    first find out whether less is better.
+    """
+    return name == "min_delta" and hasattr(callback, "monitor_op")
 
 
 def _has_batch_hooks(callbacks: list[Any]) -> bool:

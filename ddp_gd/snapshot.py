@@ -125,12 +125,7 @@ class Snapshot:
             variable.assign(self.arrays[name].view(dtypes[name]))
         model.history.history = {name: list(v) for name, v in self.history["logs"].items()}
         model.history.epoch = list(self.history["epoch"])
-        for callback, (kind, state) in zip(hooks.own, self.callbacks, strict=False):
-            if type(callback).__name__ == kind:  # else the user changed the list
-                # Where they were read from: a class may have something else of that name.
-                vars(callback).update(
-                    {n: list(v) if isinstance(v, list) else v for n, v in state.items()}
-                )
+        hooks.restore(self.callbacks)
 
 
 def load(communicator: Communicator, checkpoint: Checkpoint) -> Snapshot | None:
@@ -302,8 +297,15 @@ class Saver:
                 else:
                     plain[attribute] = _encoded(value)
             callbacks.append((name, plain))
+        about = {}
+        for name, value in self._checkpoint.about.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"about/{name}"] = value
+            else:
+                about[name] = value
         history = self._model.history
         header = self._fixed | {
+            "about": about,
             "position": position,
             "stopped": stopped,
             "logs": {name: _encoded(value) for name, value in logs.items()},
@@ -352,10 +354,13 @@ def _differences(saved: Mapping[str, str], mine: Mapping[str, str]) -> str:
 
 
 def _encoded(value: Any) -> Any:
-    """As JSON, which keeps every bit of a float."""
-    if isinstance(value, np.ndarray):
-        return {"values": value.tolist(), "dtype": value.dtype.name}
-    return value.item() if isinstance(value, np.generic) else value
+    """As JSON, which keeps every bit of a float; a number may be a tensor or a variable."""
+    if hasattr(value, "__array__"):
+        value = np.asarray(value)
+        if value.ndim:
+            return {"values": value.tolist(), "dtype": value.dtype.name}
+        return value.item()
+    return value
 
 
 def _decoded(value: Any) -> Any:

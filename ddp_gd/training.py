@@ -120,6 +120,9 @@ def fit(
         "terminate_on_nan": bool(terminate_on_nan),
         "plan": plan,
     }
+    if class_weight is not None:
+        weights = {int(label): float(weight) for label, weight in class_weight.items()}
+        settings["class_weight"] = dict(sorted(weights.items()))
     if validate is not None:
         validation_source = sources.for_validation(
             communicator, validate, validation_batch_size, micro_batch_size, source

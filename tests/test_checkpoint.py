@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 
 from ddp_gd.checkpoint import Checkpoint, Folder, parse
-from ddp_gd.errors import CheckpointError, ConfigError, exit_status
+from ddp_gd.errors import (
+    CheckpointError,
+    ConfigError,
+    LaunchError,
+    MismatchError,
+    ReplicaError,
+    exit_status,
+)
 
 HERE = Path(__file__).parent
 ARRAYS = {
@@ -66,6 +73,34 @@ def test_new_folders_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
     written(tmp_path / "new" / "folder", range(1))
     assert {path.stat().st_ino for path in (tmp_path, tmp_path / "new")} < set(synced)
+
+
+def test_the_new_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is flushed after the file is renamed, before older ones go."""
+    written(tmp_path, range(1, 2))
+    done = []
+    rename, fsync, unlink = os.rename, os.fsync, os.unlink
+    folder = tmp_path.stat().st_ino
+    monkeypatch.setattr(os, "rename", lambda *a, **k: (rename(*a, **k), done.append("rename")))
+    monkeypatch.setattr(os, "unlink", lambda *a, **k: (unlink(*a, **k), done.append("unlink")))
+    monkeypatch.setattr(
+        os, "fsync", lambda f: (fsync(f), done.append(os.fstat(f).st_ino == folder))
+    )
+    written(tmp_path, range(2, 3), keep=1)
+    assert done == [False, "rename", True, "unlink"]
+
+
+def test_damaged_ones_are_out_of_the_way(tmp_path: Path) -> None:
+    """They neither look like progress nor count among those that are kept."""
+    *damaged, whole = written(tmp_path, range(1, 4))
+    for path in damaged:
+        path.write_bytes(b"")
+    assert Folder(tmp_path).newest() == whole.read_bytes()
+    new = Folder(tmp_path).write(2, ARRAYS, "header 2, once more", 3)
+    assert Folder(tmp_path).newest() == new.read_bytes()
+    assert [path.name for path in tmp_path.glob("step-000000000003-*")] == [
+        f"{damaged[0].name}.damaged"
+    ]
 
 
 def test_every_flipped_bit_and_missing_piece_is_seen(
@@ -190,6 +225,12 @@ def test_a_full_disk_leaves_the_old_ones(
     if failing != "mkdir":
         assert os.listdir(folder) == [path.name]
         assert Folder(folder).newest() == path.read_bytes()
+
+
+def test_what_may_be_all_right_when_started_again() -> None:
+    """A flipped bit may; another checkpoint's training stays another one."""
+    assert exit_status(ReplicaError()) == exit_status(LaunchError()) == 1
+    assert exit_status(CheckpointError()) == exit_status(MismatchError()) == 2
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:

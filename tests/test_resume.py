@@ -18,6 +18,7 @@ from programs.cases import CASES, features, sequential
 
 import ddp_gd
 from ddp_gd import bits, replicas
+from ddp_gd.checkpoint import Folder, parse
 from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.records import PARTS
 from ddp_gd.snapshot import Position, Snapshot
@@ -221,6 +222,60 @@ def test_a_training_may_be_made_longer(tmp_path: Path, never_stopped: tuple) -> 
     assert left(*train(tmp_path)) == never_stopped
 
 
+def test_what_monitors_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Keras turns the sign of `min_delta` once in each process: it must not be turned twice."""
+
+    def run(folder: Path | None, *more: keras.callbacks.Callback) -> tuple:
+        # No epoch is better than the one before by so much, so each lowers the rate.
+        plateau = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=10.0)
+        return left(*train(folder, plateau, *more, seed=7))
+
+    whole = run(None)
+    assert whole[2]["learning_rate"][-1] < 0.01
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Stopped(epochs=3))
+    assert run(tmp_path) == whole
+
+
+def test_callbacks_may_be_added_and_left_out(tmp_path: Path) -> None:
+    """The others remember what they did, whatever their place among them."""
+    keras.utils.set_random_seed(3)
+    stopping = [keras.callbacks.EarlyStopping("loss", patience=n) for n in (2, 3)]
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=9)
+    checkpoint = ddp_gd.Checkpoint(tmp_path, resume=True)
+    fit = {"batch_size": 8, "verbose": 0, "seed": 7, "checkpoint": checkpoint}
+    ddp_gd.fit(network(), X, Y, epochs=2, callbacks=[plateau, *stopping], **fit)
+    best = stopping[0].best
+    again = keras.callbacks.EarlyStopping("loss", patience=5)
+    noted = []
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: noted.append(again.best))
+    ddp_gd.fit(network(), X, Y, epochs=3, callbacks=[look, again], **fit)
+    assert noted == [best]
+
+
+def test_numbers_in_logs_may_be_tensors(tmp_path: Path) -> None:
+    """They are saved as numbers."""
+    rate = keras.callbacks.LambdaCallback()
+
+    def add(epoch: int, logs: Any = None) -> None:
+        logs["rate"] = rate.model.optimizer.learning_rate + 0
+
+    rate.on_epoch_end = add
+    train(tmp_path, rate, seed=7, epochs=2)
+    _, history = train(tmp_path, epochs=2)
+    assert history.history["rate"] == pytest.approx([0.05 * 0.9, 0.05 * 0.9**2])
+
+
+def test_other_class_weights_are_refused(tmp_path: Path) -> None:
+    """Also where no row that is compared has them."""
+    fit = {"batch_size": 8, "verbose": 0, "checkpoint": ddp_gd.Checkpoint(tmp_path, resume=True)}
+    y = np.zeros((len(X), 1), np.int64)
+    for epochs in (1, 2):
+        ddp_gd.fit(network(), X, y, class_weight={1: 2, 0: 1}, epochs=epochs, **fit)
+    with pytest.raises(MismatchError, match=r"class_weight: the checkpoint has '\{0: 1.0, 1: 2.0"):
+        ddp_gd.fit(network(), X, y, class_weight={0: 1, 1: 3}, epochs=3, **fit)
+
+
 def test_bfloat16_and_values_per_class(tmp_path: Path) -> None:
     """Dtypes that NumPy doesn't know, and metrics that are arrays, are saved with every bit."""
 
@@ -415,3 +470,8 @@ def test_the_main_job_goes_on(tmp_path: Path) -> None:
     histories = [(tmp_path / out / "history.csv").read_bytes() for out in ("whole", "rest")]
     assert histories[0] == histories[1]
     assert len(list(csv.reader(histories[0].decode().splitlines()))) == 5
+    # The files hold options and normalisation, too.
+    arrays, header = parse(Folder(tmp_path / "saved").newest())
+    assert json.loads(header)["about"]["config"]["batch_size"] == 33
+    assert arrays["about/features mean"].shape == (10,)
+    assert arrays["about/targets scale"] > 1
