@@ -20,7 +20,7 @@ from .selection import Reader
 
 _BLOCK_BYTES = 1 << 22
 _MOST_HEADER = 1 << 16
-_MOST_ROW = 1 << 30  # a row is read at once
+_MOST_AT_ONCE = 1 << 30  # a row, and an array in Fortran's order, is read as a whole
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,6 +65,11 @@ class ArrayWriter:
         self._file.write(content)
         self._digest.update(content)
         self.rows += len(block)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values so far."""
+        return self.rows * self._dtype.itemsize * math.prod(self._row_shape)
 
     def close(self) -> dict[str, Any]:
         """Return when everything is on the disk: where the values begin, and the SHA-256 of them
@@ -223,10 +228,15 @@ def _check_member(
             "Write it with numpy.savez(path, x=..., y=...)"
         )
     with archive.open(f"{name}.npy") as member:
-        shape, _, dtype = _read_header(member)
+        shape, fortran, dtype = _read_header(member)
         header_bytes = member.tell()
     held_bytes = archive.getinfo(f"{name}.npy").file_size - header_bytes
     _check_array(f"{path}: {name!r}", shape, dtype, held_bytes)
+    if fortran and len(shape) > 1 and held_bytes > _MOST_AT_ONCE:
+        raise DataError(
+            f"{path}: {name!r} has {held_bytes} bytes in Fortran's order, its rows scattered: at "
+            f"most {_MOST_AT_ONCE} can be read so. Write it as numpy.ascontiguousarray(...)"
+        )
     return shape, dtype
 
 
@@ -247,10 +257,10 @@ def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) 
             f"{what} of shape {shape} needs {declared} bytes but the file holds {held}: the file "
             "is damaged, write it again"
         )
-    if declared // shape[0] > _MOST_ROW:
+    if declared // shape[0] > _MOST_AT_ONCE:
         raise DataError(
             f"{what} of shape {shape} has rows of {declared // shape[0]} bytes: at most "
-            f"{_MOST_ROW} can be read; the first dimension is the rows, check it"
+            f"{_MOST_AT_ONCE} can be read; the first dimension is the rows, check it"
         )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -75,7 +76,7 @@ def read_header(path: Path) -> tuple[list[str], int]:
             f"{path}: column {header.index('') + 1} has no name: name it in the header, or "
             "remove it (a column of row numbers is not a feature)"
         )
-    duplicates = sorted({name for name in header if header.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
     if duplicates:
         raise DataError(
             f"{path} has more than one column called {', '.join(map(repr, duplicates))}: "

@@ -178,7 +178,7 @@ def _convert(
     """Write the arrays of a source, and what is known of them."""
     with contextlib.ExitStack() as files:
         if source.kind == "table":
-            yield from _convert_table(source, request.dtype, folder, record, files)
+            yield from _convert_table(source, request, folder, record, files)
         else:
             yield from _convert_arrays(source, request, folder, record, files)
 
@@ -218,13 +218,7 @@ def _convert_arrays(
         for name, (shape, dtype, _) in arrays.items()
         if copied[name]
     )
-    free, limit = shutil.disk_usage(folder).free, default_limit()
-    if needed > min(free, limit):  # known before anything is unpacked
-        room = f"{folder.parent} has {free} free: make room there, or choose another folder"
-        room += " (DDP_GD_CACHE; TMPDIR for --no-cache)"
-        if limit < free:
-            room = f"{limit} are allowed: raise DDP_GD_CACHE_BYTES"
-        raise DataError(f"{request.name} takes {needed} bytes unpacked, and {room}")
+    _Room(folder, request.name).require(needed)  # known before anything is unpacked
     rows = arrays["x"][0][0]
     for name, (shape, *_) in arrays.items():
         if shape[0] != rows:
@@ -266,14 +260,38 @@ def _npy_paths(source: Source, request: Request) -> dict[str, Path]:
     return dict(zip(names, source.paths, strict=False))
 
 
+class _Room:
+    """How many bytes a conversion may take."""
+
+    def __init__(self, folder: Path, name: str):
+        self._name = name
+        self._folder = folder.parent
+        self._free, self._limit = shutil.disk_usage(folder).free, default_limit()
+
+    def require(self, needed: int) -> None:
+        """Refuse to take more.
+
+        Raises:
+            DataError: there isn't so much, or it isn't allowed.
+        """
+        if needed <= min(self._free, self._limit):
+            return
+        room = f"{self._folder} has {self._free} free: make room there, or choose another folder"
+        room += " (DDP_GD_CACHE; TMPDIR for --no-cache)"
+        if self._limit < self._free:
+            room = f"{self._limit} are allowed: raise DDP_GD_CACHE_BYTES"
+        raise DataError(f"{self._name} takes at least {needed} bytes unpacked, and {room}")
+
+
 def _convert_table(
     source: Source,
-    dtype: str,
+    request: Request,
     folder: Path,
     record: dict[str, Any],
     files: contextlib.ExitStack,
 ) -> Iterator[float]:
     table = open_table(source.paths, source.wanted)
+    dtype = request.dtype
     total = sum(path.stat().st_size for path in source.paths)
     targets = len(source.wanted.target)
     of_class = bool(targets) and table.kinds[table.names[table.features]] != "number"
@@ -289,7 +307,9 @@ def _convert_table(
         files.enter_context(writer)
     labels, weights = _Labels(), _Weights(f"{table.paths[0]}: {table.wanted.sample_weight!r}")
     classes: set[int] = set()
+    room = _Room(folder, request.name)
     for block, position in table.blocks():
+        room.require(sum(writer.size for writer in writers.values()) + block.nbytes)
         writers["x"].append(_as(block[:, : table.features], dtype, table))
         if targets:
             columns = block[:, table.features : table.features + targets]

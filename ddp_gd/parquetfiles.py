@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from .csvfiles import Kind
 from .errors import DataError
 
-_BLOCK_ROWS = 1 << 16
+_BLOCK_ROWS = 1 << 14
+_LONGEST_TEXT = 10_000  # bytes: a short file may repeat one in each of its rows
 
 
 def kinds_of(path: Path) -> dict[str, Kind]:
@@ -24,7 +26,8 @@ def kinds_of(path: Path) -> dict[str, Kind]:
             raise DataError(f"{path} has no rows: add at least one")
         names = file.schema_arrow.names
         if "" in names or len(set(names)) < len(names):
-            name = next(n for n in names if n == "" or names.count(n) > 1)
+            counts = Counter(names)
+            name = next(n for n in names if n == "" or counts[n] > 1)
             raise DataError(
                 f"{path} has more than one column called {name!r}, or columns without a name: give "
                 "each column its own name"
@@ -50,7 +53,8 @@ def _kind(kind: pa.DataType) -> Kind:
 def blocks(path: Path, kinds: dict[str, Kind]) -> Iterator[tuple[list[pa.Array], int]]:
     """Read columns; yields some rows of each, and about how many bytes have been read."""
     try:
-        file = pq.ParquetFile(path)
+        texts = [n for n, kind in kinds.items() if kind == "text"]
+        file = pq.ParquetFile(path, read_dictionary=texts)  # each of them once
         total = file.metadata.num_rows
         size = path.stat().st_size
         done = 0
@@ -73,6 +77,8 @@ def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
         )
     try:
         if pa.types.is_dictionary(column.type):
+            if kind == "text":
+                _require_short(path, name, column.dictionary)
             column = column.dictionary_decode()
         if kind != "number" and pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
@@ -82,6 +88,17 @@ def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
             f"{path}: column {name!r} does not fit into float64 ({_short(error)}): numbers beyond "
             "2**53 lose digits. Leave it out, or name it as categorical"
         ) from error
+
+
+def _require_short(path: Path, name: str, texts: pa.Array) -> None:
+    if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
+        return
+    longest = pc.max(pc.binary_length(texts)).as_py() or 0
+    if longest > _LONGEST_TEXT:
+        raise DataError(
+            f"{path}: column {name!r} has a text of {longest} bytes: a category has at most "
+            f"{_LONGEST_TEXT}. Leave it out by naming the features you want"
+        )
 
 
 def explain(path: Path, names: Sequence[str], remedy: str) -> None:

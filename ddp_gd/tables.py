@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,7 +241,7 @@ def _choose(header: list[str], wanted: Wanted, path: Path) -> tuple[list[str], i
     if wanted.features is not None:
         features = list(wanted.features)
     chosen = [*features, *others]
-    twice = sorted({n for n in chosen if chosen.count(n) > 1})
+    twice = sorted(name for name, count in Counter(chosen).items() if count > 1)
     if twice:
         raise DataError(
             f"column {twice[0]!r} of {path} was given two parts to play: a column is a feature, a "

@@ -138,31 +138,35 @@ def test_data(name: str, whole: bytes, target: str | None, tmp_path: Path) -> No
     path.write_bytes(whole)
     options = {"missing": "drop"} if name.startswith(("mixed", "table.p")) else {}
     assert usable(ddp_gd.load(str(path), target, **options))
-    refused = unnamed = 0
+    refused = unnamed = too_large = 0
     for content in mutants(whole, seed=len(whole)):
         path.write_bytes(content)
         try:
             assert usable(ddp_gd.load(str(path), target, **options))
         except DataError as error:
+            too_large += isinstance(error.__cause__, MemoryError)  # it believed a number
             refused += name in str(error)
             unnamed += name not in str(error)
     assert refused > INPUTS / 4
     assert not unnamed
+    assert not too_large
 
 
 def test_checkpoints(tmp_path: Path) -> None:
     """A CheckpointError, or arrays and a header; and that although a SHA-256 is checked before."""
     path = Folder(tmp_path).write(1, {"a": np.arange(50.0), "b": np.zeros((2, 3), "i4")}, "{}", 1)
     whole = path.read_bytes()
-    refused = 0
+    refused = too_large = 0
     for content in mutants(whole, seed=1):
         try:
             arrays, header = parse(content)
             assert isinstance(header, str)
             assert all(isinstance(array, np.ndarray) for array in arrays.values())
-        except CheckpointError:
+        except CheckpointError as error:
+            too_large += isinstance(error.__cause__, MemoryError)
             refused += 1
     assert refused > INPUTS / 4
+    assert not too_large
 
 
 ODD = [
@@ -257,8 +261,14 @@ def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         arrayfiles.open_npy(npy)
     path = tmp_path / "wide.npz"
     path.write_bytes(npz())
-    monkeypatch.setattr(arrayfiles, "_MOST_ROW", 8)
+    monkeypatch.setattr(arrayfiles, "_MOST_AT_ONCE", 8)
     with pytest.raises(DataError, match=r"wide\.npz: 'x' of shape \(20, 3\) has rows of 12 bytes"):
+        ddp_gd.load(str(path))
+    monkeypatch.undo()
+    fortran = np.asfortranarray(np.ones((20, 3)))
+    np.savez(path, x=fortran, y=np.arange(20))
+    monkeypatch.setattr(arrayfiles, "_MOST_AT_ONCE", 479)
+    with pytest.raises(DataError, match=r"wide\.npz: 'x' has 480 bytes in Fortran's order"):
         ddp_gd.load(str(path))
     monkeypatch.undo()
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: bytearray(2**40))
@@ -281,7 +291,7 @@ def test_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 for _ in range(2**5):
                     member.write(bytes(2**26))
     with pytest.raises(
-        DataError, match=r"bomb\.npz takes 4294967296 bytes unpacked, and 1000000000 are"
+        DataError, match=r"bomb\.npz takes at least 4294967296 bytes unpacked, and 1000000000 are"
     ):
         ddp_gd.load(str(path))
     # The directory at the end of the file claims sizes that the file can't hold.
@@ -291,3 +301,28 @@ def test_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(whole)
     with pytest.raises(DataError, match=r"bomb\.npz"):
         ddp_gd.load(str(path))
+
+
+def test_a_table_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes of Parquet that hold millions of rows, or a long text in each of many."""
+    path = tmp_path / "bomb.parquet"
+    ones = pa.array(np.ones(10**6))
+    pq.write_table(pa.table({"a": ones, "y": ones}), path)
+    assert path.stat().st_size < 10**5
+    monkeypatch.setenv("DDP_GD_CACHE_BYTES", str(10**6))
+    with pytest.raises(DataError, match=r"bomb\.parquet takes at least \d{7} bytes unpacked, and"):
+        ddp_gd.load(str(path), "y")
+    monkeypatch.undo()
+    once = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**5, "i4")), ["x" * 30_000])
+    pq.write_table(pa.table({"a": once, "y": ones[: 10**5]}), path, store_schema=False)
+    assert path.stat().st_size < 10**5
+    with pytest.raises(DataError, match=r"column 'a' has a text of 30000 bytes: a category has at"):
+        ddp_gd.load(str(path), "y")
+
+
+def test_a_header_of_many_columns(tmp_path: Path) -> None:
+    """Is read in time that grows with it, and not with its square."""
+    path = tmp_path / "wide.csv"
+    path.write_text(",".join(["a"] * 10**6) + "\n1\n")
+    with pytest.raises(DataError, match=r"wide\.csv has more than one column called 'a'"):
+        csvfiles.read_header(path)
