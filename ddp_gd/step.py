@@ -94,7 +94,7 @@ class Steps:
         self.losses = CompiledLosses(model, self.splits)
         self._micro_batch_size = micro_batch_size
         self.stop_on_nan = stop_on_nan
-        self._checks_large = communicator.size > 1
+        self._communicator = communicator
         self._reduce: AllReduce | CanonicalTree
         if bitwise_lanes:
             assert micro_batch_size is not None
@@ -227,17 +227,16 @@ class Steps:
     def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
         """1 where this worker's losses or gradients are NaN or infinite and shall not be, else 0.
 
-        A sum tells of all its terms, and takes one pass. One worker spares itself that for large
-        gradients, 7 % of a step where they are all there is: nearly always the small ones of the
-        same layer show it too, and the next step's loss does (`replicas.require_finite`).
+        A sum tells of all its terms, and takes one pass; see `_spared` for those without.
         """
         if not self.stop_on_nan:
             return tf.constant(0.0)
         values = [sums.loss for sums, _ in parts]
         if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             # That one looks for itself, and tries again with a smaller scale.
-            gradients = [g for sums, pieces in parts for g in (*sums.gradients, *pieces.values)]
-            values += [g for g in gradients if self._checks_large or not _is_large(g)]
+            for sums, pieces in parts:
+                gradients = (*sums.gradients, *pieces.values)
+                values += [g for g, spare in zip(gradients, self._spares, strict=True) if not spare]
         wide = [tf.cast(v, tf.float32) if v.dtype.size < 4 else v for v in values]
         finite = [tf.constant(True), *(tf.math.is_finite(tf.reduce_sum(v)) for v in wide)]
         return tf.cast(~tf.reduce_all(finite), tf.float32)
@@ -278,6 +277,13 @@ class Steps:
         # Known while tracing: the loss may not depend on every weight.
         self._kinds = [type(gradient) for gradient in gradients]
         slices = [g for g in gradients if isinstance(g, tf.IndexedSlices)]
+        spares = self._spared(gradients)
+        self._spares = [
+            spare
+            for sparse in (False, True)
+            for gradient, spare in zip(gradients, spares, strict=True)
+            if gradient is not None and isinstance(gradient, tf.IndexedSlices) == sparse
+        ]
         dense = [
             tf.ensure_shape(gradient, weight.shape)
             for gradient, weight in zip(gradients, weights, strict=False)
@@ -287,6 +293,21 @@ class Steps:
             Sums(loss, losses, dense, new_state, metrics),
             Pieces([g.indices for g in slices], [g.values for g in slices]),
         )
+
+    def _spared(self, gradients: list[Any]) -> list[bool]:
+        """Which gradients one worker doesn't look at for NaN and infinity: it takes 7 % of a step
+        where they are all there is.
+
+        Large ones, of which a small one of the same layer tells: a bias has what its kernel has.
+        Unless only the kernel's sum overflows; then the next step's loss is NaN, or the weights are
+        at the end of the epoch (`replicas.require_finite`). Clipping to a value would hide that.
+        """
+        layers = [weight.path.rpartition("/")[0] for weight in self.state.weights]
+        large = [g is not None and (g.shape.num_elements() or 0) > 2**16 for g in gradients]
+        small = zip(layers, large, gradients, strict=False)
+        told = {layer for layer, is_large, g in small if g is not None and not is_large}
+        spare = self._communicator.size == 1 and not self.model.optimizer.clipvalue
+        return [spare and big and layer in told for big, layer in zip(large, layers, strict=False)]
 
     def _micro_batch_denominators(
         self, state: list[Tensor], rows: list[Tensor]
@@ -317,10 +338,6 @@ class Steps:
                 gradients.append(None if kind is type(None) else next(dense))
         if gradients:
             self.model.optimizer.apply_gradients(zip(gradients, self.state.weights, strict=True))
-
-
-def _is_large(tensor: Tensor) -> bool:
-    return (tensor.shape.num_elements() or 0) > 2**16
 
 
 def _inlined(function: Callable[..., Any], *signature: Any) -> Any:

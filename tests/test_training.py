@@ -380,6 +380,28 @@ def test_a_loss_that_is_no_number_stops_at_once() -> None:
         ddp_gd.fit(_network(), X, Y, **options)
 
 
+@pytest.mark.parametrize(
+    ("bias", "optimizer", "where"),
+    [
+        (False, {}, "in epoch 1, step 1 of 2"),
+        (True, {"clipvalue": 1.0}, "in epoch 1, step 1 of 2"),
+        # The bias doesn't show it; the weights do, which are infinite then.
+        (True, {}, "in epoch 1, step 2 of 2"),
+    ],
+)
+def test_a_large_gradient_that_overflows(bias: bool, optimizer: dict, where: str) -> None:
+    """Of a loss that doesn't: it ends the training, also where it would be clipped."""
+    x = np.zeros((2, 70_000), "float32")
+    x[0] = 1e20
+    y = np.full((2, 1), 1e19, "float32")
+    model = keras.Sequential(
+        [keras.Input((70_000,)), layers.Dense(1, use_bias=bias, kernel_initializer="zeros")]
+    )
+    model.compile(keras.optimizers.SGD(0.1, **optimizer), "mse")
+    with pytest.raises(ddp_gd.NumericsError, match=where):
+        ddp_gd.fit(model, x, y, 1, shuffle=False, verbose=0)
+
+
 @pytest.mark.parametrize(("rows", "more"), [(5, ""), (50, " and 30 more")])
 def test_the_rows_of_a_shuffled_step_are_named(rows: int, more: str) -> None:
     """By their numbers in the arrays, not by their places in the epoch's order."""
