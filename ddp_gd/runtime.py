@@ -89,6 +89,11 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
             watch.start()
             atexit.register(watch.leave)
             speaks = watch.fail
+        elif communicator.rank == 0:
+            sys.stderr.write(
+                "ddp_gd: warning: the workers can't watch each other: that needs an MPI with "
+                "MPI_THREAD_MULTIPLE. One that hangs or leaves may leave the others waiting.\n"
+            )
         _end_job_on_exception(communicator.rank, speaks, communicator.abort)
     # Opening it ran no TensorFlow op; agreeing does.
     gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)

@@ -22,7 +22,9 @@
 #                      that left no new checkpoint. Not after errors that would come again (exit
 #                      status 2). Needs --checkpoint FOLDER among the training arguments, on a
 #                      disk that this host and the first one of --hosts share
-#   --min-np M         on a restart, be content with M workers when hosts stay away; default: N
+#   --min-np M         on a restart, be content with M workers when hosts stay away; default: N.
+#                      Where fewer can be had, that counts as a start, and the hosts are asked again
+#                      after 30 seconds (or DDP_GD_RESTART_SECONDS)
 #   --dry-run          check the hosts, then print the command, one word a line, instead
 #   -h, --help         this text, then the training arguments
 #
@@ -201,10 +203,11 @@ if [[ -z $logs ]]; then
         chosen_out=(--out "$out")
     fi
     logs=$out/logs
+    [[ ! -L $logs ]] || refuse "$logs is a symbolic link, and results stay in their folder. Give --logs, or another --out."
 fi
 [[ $logs == /* ]] || logs=$PWD/$logs
 
-failures=0
+failures=0 pause=${DDP_GD_RESTART_SECONDS:-30}
 while true; do
     now=$workers
     if ((failures && ${#hosts[@]})); then
@@ -212,7 +215,13 @@ while true; do
         IFS=, read -ra there <<<"$hosts_now"
         slots=$(slots_of "${there[@]}")
         ((now <= slots)) || now=$slots
-        ((now >= least)) || die "$now workers can be had, fewer than --min-np $least. Gave up."
+        if ((now < least)); then
+            failures=$((failures + 1))
+            ((failures <= restarts)) || die "$now workers can be had, fewer than --min-np $least. Gave up."
+            say "$now workers can be had, fewer than --min-np $least; asking the hosts again in $pause seconds"
+            sleep "$pause"
+            continue
+        fi
     fi
     if [[ $launcher == horovodrun ]]; then
         horovodrun_words "$now" "$hosts_now" "$network"

@@ -20,6 +20,8 @@ from tests.faults.trials import Fault, Outcome
         Fault("SIGKILL", "step", np=3, rank=1),
         Fault("SIGSTOP", "evaluation", np=2, rank=1),
         Fault("endless loop", "data", np=2, rank=0, backend="mpi"),
+        Fault("SIGTERM", "reduction", np=2, rank=1, backend="mpi"),
+        Fault("SIGINT", "step", np=3, rank=2),
     ],
     ids=lambda fault: f"{fault.kind}, {fault.phase}",
 )
@@ -43,6 +45,7 @@ RAISED = (
     "Traceback (most recent call last):\n[1,1]<stderr>:Struck: this is the fault"
 )
 STATUS = "\n  Process name: [[28622,1],1]\n  Exit code:    3\n"
+SAVED = "ddp_gd: stopped by SIGTERM after epoch 1; saved in a/step-1-f.x. Go on with resume.\n"
 STOPPED = (
     "ddp_gd: error: rank 1 (process 7 on here) is stopped; rank 0 has waited 8 s for it to start"
 )
@@ -79,6 +82,11 @@ ENDED = (
         ("SIGSTOP", "launch", ENDED.replace("rank 1 (", "rank 2 ("), "wrong or no worker named"),
         ("SIGSTOP", "launch", f"{STOPPED}\n{STOPPED}", "said more than once"),
         ("SIGSTOP", "start", STOPPED, "wrong or no reason"),
+        ("SIGTERM", "step", SAVED, None),
+        ("SIGUSR1", "step", SAVED, None),
+        ("SIGINT", "step", SAVED, "not said, or not once, that it was stopped and saved"),
+        ("SIGTERM", "step", SAVED + SAVED, "not said, or not once, that it was stopped and saved"),
+        ("SIGTERM", "step", SAVED + LEFT, "not said, or not once, that it was stopped and saved"),
     ],
 )
 def test_what_is_said_is_judged(kind: str, phase: str, text: str, wrong: str | None) -> None:
@@ -95,6 +103,7 @@ def test_what_takes_too_long_is_found() -> None:
     assert outcome("SIGKILL", 2.1).problems == []
     assert outcome("SIGSTOP", 2.1).problems == ["took 2.1 s"]
     assert outcome("SIGKILL", 5.1).problems == ["took 5.1 s"]
+    assert outcome("SIGTERM", 1.0).problems == ["exit status 1"]
     assert trials.too_slow([outcome("SIGKILL", 2.1)] * 100)
     assert not trials.too_slow([outcome("SIGKILL", 1.9)] * 100)
 

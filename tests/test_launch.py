@@ -361,6 +361,15 @@ def test_no_log_is_written_through_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "mine\n"
 
 
+def test_logs_stay_in_the_folder_of_results(tmp_path: Path) -> None:
+    """Not where a symbolic link leads that someone has laid in there."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").symlink_to(tmp_path)
+    done = run(LAUNCH / "cpu_mpi.sh", "--dry-run", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "out/logs is a symbolic link" in done.stderr
+
+
 def test_a_signal_while_a_job_is_being_started(tmp_path: Path) -> None:
     """It reaches the job, too."""
     script = tmp_path / "script.sh"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.faults import kills, trials
+from tests.faults import kills, messages, trials
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     todo = trials.faults(options.seed)
     if options.by_hand:
         todo = [f for f in todo if f.phase not in ("checkpoint", "evaluation")]
+        todo = [f for f in todo if f.kind not in messages.ASKED]
     outcomes = []
     for number in range(options.trials):
         outcome = trials.run(todo[number % len(todo)], options.by_hand)

@@ -9,6 +9,9 @@ same worker. It speaks alone where no other worker can, or needs to:
   then, and where it hangs, the others wait up to the limit for the start, and one of them says so;
 - one that dies right after it may do so before the others watch, and the launcher ends them;
 - one that leaves with an exit status after the training leaves nobody waiting.
+
+A worker that is asked to stop, by a signal while it trains, is no fault: it is told once that all
+stopped, by which signal, and where that is saved.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ _MISSING = {
     "SIGSTOP": "is stopped",
     "endless loop": "has not come to ddp_gd.init",
 }
+# Where these ask a training to stop, which exit status that leads to.
+ASKED = {"SIGTERM": 143, "SIGUSR1": 143, "SIGINT": 130}
+_STOPPED = re.compile(r"^ddp_gd: stopped by (\w+) after .+; saved in (\S+)\. Go on", re.M)
 _DEATHS = ("os._exit(3)", "os._exit(0)", "SIGKILL", "SIGSEGV")
 WAITED_FOR = tuple(_MISSING)
 
@@ -88,6 +94,12 @@ def launchers(text: str) -> list[Blame]:
     ]
 
 
+def saved(text: str) -> tuple[str, str] | None:
+    """By which signal a training says that it was stopped, and in which file it is saved."""
+    found = _STOPPED.findall(_TAG.sub("", text))
+    return found[0] if len(found) == 1 else None
+
+
 def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
     """What is wrong with what a job said; None if it is as required above.
 
@@ -99,6 +111,13 @@ def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:
         text: all that the job printed.
     """
     said, told = ours(text), launchers(text)
+    if kind in ASKED:
+        stopped = saved(text)
+        # Rank 0 says so, which knows of another worker's signal only whether it came by hand.
+        names = {kind, "SIGTERM"} - ({"SIGTERM"} if kind == "SIGINT" else set())
+        if said or stopped is None or stopped[0] not in names:
+            return "not said, or not once, that it was stopped and saved"
+        return None
     waited_for = phase == "launch" and kind in WAITED_FOR and have_waited(text)
     if len(said) > 1:
         return "said more than once"

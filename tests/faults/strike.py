@@ -43,6 +43,10 @@ KINDS: dict[str, Callable[[], object]] = {
     "SIGSEGV": _signal(signal.SIGSEGV),
     "SIGSTOP": _signal(signal.SIGSTOP),
     "endless loop": _loop,
+    # What asks a worker to stop: all save, and end.
+    "SIGTERM": _signal(signal.SIGTERM),
+    "SIGUSR1": _signal(signal.SIGUSR1),
+    "SIGINT": _signal(signal.SIGINT),
 }
 PHASES = (
     "launch",  # before ddp_gd.init

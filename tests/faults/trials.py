@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests import jobs
 from tests.faults import messages
+from tests.faults.kills import newest_whole
 from tests.faults.strike import KINDS, PHASES
 
 _HERE = Path(__file__).resolve().parent
@@ -78,10 +79,11 @@ class Outcome:
     @property
     def problems(self) -> list[str]:
         """What isn't as promised."""
+        expected = messages.ASKED.get(self.fault.kind, self.status)
         found = {
             "did not strike": math.isnan(self.seconds),
             "hangs": self.status is None,
-            "exit status 0": self.status == 0,
+            f"exit status {self.status}": self.status == 0 or self.status != expected,
             "orphans": self.orphans > 0,
             "left in shared memory": self.left_in_shm > 0,
             f"{self.said}": self.said is not None,
@@ -97,7 +99,8 @@ def faults(seed: int, counts: tuple[int, ...] = (2, 3, 4)) -> list[Fault]:
     places = [(np, rank) for np in counts for rank in range(np)]
     found = []
     for kind, phase, (np, rank) in itertools.product(KINDS, PHASES, places):
-        if (phase, kind) not in _NO_FAULT:
+        asked = kind in messages.ASKED and phase in ("launch", "start", "exit")
+        if (phase, kind) not in _NO_FAULT and not asked:
             found.append(Fault(kind, phase, np, rank, *r.choice(_LAUNCHES)))
     r.shuffle(found)
     return found
@@ -145,6 +148,8 @@ def run(fault: Fault, by_hand: bool = False) -> Outcome:
             output.seek(0)
             text = output.read()
         struck = (folder / "note").read_text() if (folder / "note").exists() else "nan"
+        saved = messages.saved(text)
+        lost = saved is not None and not _is_newest(saved[1], folder / "checkpoints")
     if fault.phase == "launch" and not messages.have_waited(text):
         allowed = 0.0  # the launcher saw it
     if by_hand:  # any word of it will do
@@ -158,9 +163,14 @@ def run(fault: Fault, by_hand: bool = False) -> Outcome:
         seconds=ended - float(struck) - allowed,
         orphans=len(orphans),
         left_in_shm=len(set(os.listdir("/dev/shm")) - before),
-        said=said,
+        said="what it says is saved is not, or not whole" if lost else said,
         output=text,
     )
+
+
+def _is_newest(file: str, folder: Path) -> bool:
+    """Whether a checkpoint's file is the newest one of a folder that is whole."""
+    return int(Path(file).name.split("-")[1]) == newest_whole(folder)
 
 
 def _marked(mark: str) -> list[int]:

@@ -50,8 +50,9 @@ def main(kind: str, phase: str, rank: int, folder: Path, backend: str) -> None:
     """Train until the fault strikes."""
     strike: Callable[[], None] = nothing
     if environment.launch().rank == rank:
-        once = ("launch", "start", "exit", "evaluation")
-        strike = Strike(kind, 1 if phase in once else 4, folder / "note")
+        # The first rows are read before the training, to be compared.
+        when = {"launch": 1, "start": 1, "exit": 1, "evaluation": 1, "data": 8}.get(phase, 4)
+        strike = Strike(kind, when, folder / "note")
 
     if phase == "launch":
         strike()
@@ -112,7 +113,10 @@ def main(kind: str, phase: str, rank: int, folder: Path, backend: str) -> None:
         validation_split=0.2,
         verbose=0,
         callbacks=callbacks,
-        checkpoint=ddp_gd.Checkpoint(folder / "checkpoints", every_steps=1),
+        # Elsewhere many steps are made in one call.
+        checkpoint=ddp_gd.Checkpoint(
+            folder / "checkpoints", every_steps=1 if phase == "checkpoint" else None
+        ),
     )
     if phase == "exit":
         strike()
