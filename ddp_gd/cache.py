@@ -144,17 +144,7 @@ class Cache:
 
         Returns:
             The entry's folder; another process may have made it in the meantime.
-
-        Raises:
-            DataError: it is larger than the limit.
         """
-        size = sum((folder / name).stat().st_size for name in files)
-        if size > self.limit:
-            shutil.rmtree(folder)
-            raise DataError(
-                f"the converted data take {size} bytes, and the cache may hold {self.limit}: raise "
-                "DDP_GD_CACHE_BYTES, or do without (--no-cache, cache=False)"
-            )
         record = record | {"files": files}
         write_json(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
         write_json(folder / _SEEN, {name: identity(folder / name) for name in files})

@@ -156,7 +156,9 @@ def test_the_limit_holds(tmp_path, kept, monkeypatch):
     ddp_gd.load(paths[2], "y")
     sources = {json.loads((e / "data.json").read_text())["record"]["key"] for e in entries(kept)}
     assert sources == {ddp_gd.load(paths[0], "y").key, ddp_gd.load(paths[2], "y").key}
-    with pytest.raises(DataError, match=r"the cache may hold 9000: raise DDP_GD_CACHE_BYTES"):
+    with pytest.raises(
+        DataError, match=r"24000 bytes unpacked, and 9000 are allowed: raise DDP_GD_CACHE"
+    ):
         ddp_gd.load(table(tmp_path, rows=1000), "y")
     monkeypatch.setenv("DDP_GD_CACHE_BYTES", "much")
     with pytest.raises(ConfigError, match="DDP_GD_CACHE_BYTES='much'"):
