@@ -159,6 +159,7 @@ def _kill(
             names = os.listdir(folder / "saved") if (folder / "saved").exists() else []
             if any(int(name.split("-")[1]) > steps for name in names if name.endswith(ending)):
                 break
+            time.sleep(0.0005)  # the workers need the cores
         time.sleep(delay)
         killed = False
         if victim and job.poll() is None:
