@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 import ddp_gd
-from ddp_gd.runtime import communicator, gather_json
+from ddp_gd.comm.agree import gather_json
+from ddp_gd.job.runtime import communicator
 
 weights, mode = int(sys.argv[1]), sys.argv[2]
 ddp_gd.init(bitwise=mode == "bitwise")

@@ -7,13 +7,12 @@ neither TensorFlow nor MPI, so that `--help` is quick and `init` can still set u
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .errors import (
+    from ddp_gd.data.load import load
+    from ddp_gd.errors import (
+        CheckpointError,
         ConfigError,
         DataError,
         DdpGdError,
@@ -23,11 +22,12 @@ if TYPE_CHECKING:
         NumericsError,
         ReplicaError,
     )
-    from .loading import load
-    from .prediction import predict
-    from .replicas import fingerprint
-    from .runtime import init, local_rank, rank, size
-    from .training import evaluate, fit
+    from ddp_gd.job.runtime import init, local_rank, rank, size
+    from ddp_gd.training.checkpoint import Checkpoint
+    from ddp_gd.training.evaluate import evaluate
+    from ddp_gd.training.fit import fit
+    from ddp_gd.training.predict import predict
+    from ddp_gd.training.replicas import fingerprint
 
 __version__ = "0.1.0"
 
@@ -54,39 +54,24 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoint": "checkpoint",
-    "evaluate": "training",
-    "fingerprint": "replicas",
-    "fit": "training",
-    "init": "runtime",
-    "load": "loading",
-    "local_rank": "runtime",
-    "predict": "prediction",
-    "rank": "runtime",
-    "size": "runtime",
+    "Checkpoint": "training.checkpoint",
+    "evaluate": "training.evaluate",
+    "fingerprint": "training.replicas",
+    "fit": "training.fit",
+    "init": "job.runtime",
+    "load": "data.load",
+    "local_rank": "job.runtime",
+    "predict": "training.predict",
+    "rank": "job.runtime",
+    "size": "job.runtime",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """This package: a module of it that has the name of a function here does not hide it.
-
-    Importing `ddp_gd.predict`, the command, sets an attribute of that name, which Python would
-    find before it asks `__getattr__`.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from .command import main as run_command
-from .config import ContrastConfig
+from ddp_gd.commands import cli
+from ddp_gd.commands.config import ContrastConfig
 
 
 def main() -> None:
     """Contrast as the command line says, on all workers of the job."""
-    run_command(ContrastConfig, "contrast", "comparison")
+    options = cli.parse(ContrastConfig, "contrast")
+    from ddp_gd.commands.contrast.main import run  # with all that it imports: not for --help
+
+    cli.execute(run, options)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from .command import main as run_command
-from .config import PredictConfig
+import sys
+
+import ddp_gd
+from ddp_gd.commands import cli
+from ddp_gd.commands.config import PredictConfig
 
 
 def main() -> None:
     """Predict as the command line says, on all workers of the job."""
-    run_command(PredictConfig, "predict", "inference")
+    options = cli.parse(PredictConfig, "predict")
+    from ddp_gd.commands.predict import run  # with all that it imports: not for --help
+
+    cli.execute(run, options)
 
 
 if __name__ == "__main__":
     main()
+else:  # imported as a module, it would hide the function of its name
+    sys.modules[__name__] = ddp_gd.predict  # type: ignore[assignment]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from .command import main as run_command
-from .config import ReportConfig
+from ddp_gd.commands import cli
+from ddp_gd.commands.config import ReportConfig
 
 
 def main() -> None:
     """Draw what the command line names."""
-    run_command(ReportConfig, "report", "page")
+    options = cli.parse(ReportConfig, "report")
+    from ddp_gd.commands.report import run  # with all that it imports: not for --help
+
+    cli.execute(run, options)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from .command import main as run_command
-from .config import TrainConfig
+from ddp_gd.commands import cli
+from ddp_gd.commands.config import TrainConfig
 
 
 def main() -> None:
     """Train as the command line says, on all workers of the job."""
-    run_command(TrainConfig, "train", "experiment")
+    options = cli.parse(TrainConfig, "train")
+    from ddp_gd.commands.train import run  # with all that it imports: not for --help
+
+    cli.execute(run, options)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Usage: bash launch/test.sh [pytest arguments]
 #
 # Runs every check, after a set-up if one is needed, and stops at the first that fails: formatting,
-# lint, types, shell scripts, tests. Arguments go to pytest: bash launch/test.sh tests/test_plan.py
+# lint, types, shell scripts, tests. Arguments go to pytest: bash launch/test.sh tests/batching
 #
 #   -h, --help  this text
 #

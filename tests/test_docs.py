@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import runpy
 import shlex
-import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -19,7 +17,7 @@ from jobs import run_job
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-import ddp_gd.command
+from ddp_gd.commands import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -181,19 +179,13 @@ def _source(module: str) -> Path:
 
 
 def _is_command(program: Path) -> bool:
-    return "from .command import" in program.read_text()
+    return "cli.parse(" in program.read_text()
 
 
-@cache
 def _config(program: Path) -> type:
     """The dataclass of a command's options."""
-    seen: list[type] = []
-    module = f"ddp_gd.{program.stem}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ddp_gd.command, "main", lambda config, *_: seen.append(config))
-        patch.delitem(sys.modules, module, raising=False)  # Python warns if it runs it twice
-        runpy.run_module(module, run_name="__main__")
-    return seen[0]
+    (name,) = re.findall(r"cli\.parse\((\w+), ", program.read_text())
+    return getattr(config, name)
 
 
 @cache
@@ -204,7 +196,8 @@ def _known(program: Path) -> set[str]:
         return {f"--{prefix}{name}" for name in ["help", *names] for prefix in ("", "no-")}
     text = program.read_text()
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
-    for module in re.findall(r"(?:help_with|python -m) ((?:ddp_gd|benchmarks)\.\w+)", text):
+    handed = r"(?:help_with|python -m) ((?:ddp_gd|benchmarks)\.\w+)|from ([\w.]+) import main"
+    for module in (started or imported for started, imported in re.findall(handed, text)):
         if _source(module) != program:
             known |= _known(_source(module))
     return known

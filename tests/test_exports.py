@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -64,19 +62,6 @@ def test_no_module_hides_a_function() -> None:
         if not module.name.startswith("_"):
             importlib.import_module(f"ddp_gd.{module.name}")
     assert {name: getattr(ddp_gd, name) for name in ddp_gd.__all__} == before
-
-
-def test_a_command_may_have_the_name_of_a_function(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A module `ddp_gd.predict` can be imported and leaves `ddp_gd.predict` the function."""
-    (tmp_path / "predict.py").write_text("def main(): pass")
-    monkeypatch.setattr(ddp_gd, "__path__", [str(tmp_path)])
-    monkeypatch.setitem(sys.modules, "ddp_gd.predict", None)  # to be as before afterwards
-    del sys.modules["ddp_gd.predict"]
-    module = importlib.import_module("ddp_gd.predict")
-    assert inspect.isfunction(module.main)
-    assert inspect.isfunction(ddp_gd.predict)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -20,11 +20,12 @@ import pytest
 from safetensors.numpy import save
 
 import ddp_gd
-from ddp_gd import arrayfiles, csvfiles, data, snapshot
-from ddp_gd.checkpoint import Folder, parse
 from ddp_gd.comm import open_communicator
+from ddp_gd.data import csv_files, dataset, npy_files
 from ddp_gd.errors import CheckpointError, DataError
-from ddp_gd.hooks import Hooks
+from ddp_gd.training import snapshot
+from ddp_gd.training.callbacks import Hooks
+from ddp_gd.training.checkpoint_files import Folder, parse
 
 INPUTS = 1000
 # What breaks parsers: numbers at the limits, separators, quotes, other encodings, other formats.
@@ -113,7 +114,7 @@ def _little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def usable(dataset: data.Dataset) -> bool:
+def usable(dataset: dataset.Dataset) -> bool:
     """Tell whether all numbers are finite."""
     return np.isfinite(dataset.features).all() and np.isfinite(dataset.targets).all()
 
@@ -205,7 +206,7 @@ def test_whole_checkpoints(tmp_path: Path) -> None:
     content = Folder(tmp_path).newest()
     arrays, whole = parse(content)
     communicator = open_communicator("single")
-    hooks = Hooks(communicator, model, [stopping], 0, 2, 2, add_history=True)
+    hooks = Hooks(communicator, model, [stopping], 0, 2, 2, training=True)
     snapshot.read(content).restore(model, hooks)
 
     def load(arrays: dict, header: str) -> bool:
@@ -244,7 +245,7 @@ def test_a_row_without_end(begin: bytes, line: int, tmp_path: Path) -> None:
     path.write_bytes(begin)
     os.truncate(path, 2**32)
     with pytest.raises(DataError, match=rf"endless\.csv: the row that begins on line {line} has"):
-        csvfiles.read_header(path)
+        csv_files.read_header(path)
 
 
 def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,16 +259,16 @@ def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         DataError, match=r"x\.npy of shape .* has rows of 4294967296 bytes: at most"
     ):
-        arrayfiles.open_npy(npy)
+        npy_files.open_npy(npy)
     path = tmp_path / "wide.npz"
     path.write_bytes(npz())
-    monkeypatch.setattr(arrayfiles, "_MOST_AT_ONCE", 8)
+    monkeypatch.setattr(npy_files, "_MOST_AT_ONCE", 8)
     with pytest.raises(DataError, match=r"wide\.npz: 'x' of shape \(20, 3\) has rows of 12 bytes"):
         ddp_gd.load(str(path))
     monkeypatch.undo()
     fortran = np.asfortranarray(np.ones((20, 3)))
     np.savez(path, x=fortran, y=np.arange(20))
-    monkeypatch.setattr(arrayfiles, "_MOST_AT_ONCE", 479)
+    monkeypatch.setattr(npy_files, "_MOST_AT_ONCE", 479)
     with pytest.raises(DataError, match=r"wide\.npz: 'x' has 480 bytes in Fortran's order"):
         ddp_gd.load(str(path))
     monkeypatch.undo()
@@ -325,4 +326,4 @@ def test_a_header_of_many_columns(tmp_path: Path) -> None:
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["a"] * 10**6) + "\n1\n")
     with pytest.raises(DataError, match=r"wide\.csv has more than one column called 'a'"):
-        csvfiles.read_header(path)
+        csv_files.read_header(path)

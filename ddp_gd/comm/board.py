@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import mpi4py
 import numpy as np
+from mpi4py import MPI
 
 if not hasattr(mpi4py, "MPI"):
     # Horovod has started MPI; if that was another MPI than mpi4py's, this one shall stay as it is.
     mpi4py.rc.initialize = False
-from mpi4py import MPI
 
 _HOST_BYTES = 64
 

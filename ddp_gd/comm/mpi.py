@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 import mpi4py
 import numpy as np
 import tensorflow as tf
-
-if not hasattr(mpi4py, "MPI"):
-    mpi4py.rc.initialize = False  # not at the import: `_start` does
 from mpi4py import MPI
 
 from ddp_gd.comm import board
@@ -21,6 +18,9 @@ from ddp_gd.comm.attendance import Attendance
 from ddp_gd.comm.base import Board, Tensor
 from ddp_gd.comm.tensors import MOVE_DTYPES, SUM_DTYPES, ProgramOrder, as_flat_buffers, as_movable
 from ddp_gd.errors import LaunchError
+
+if not hasattr(mpi4py, "MPI"):
+    mpi4py.rc.initialize = False  # not at the import: `_start` does
 
 _MAX_COUNT = 2**31 - 1  # MPI 3 counts in C ints
 

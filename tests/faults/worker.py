@@ -12,8 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 import ddp_gd
-from ddp_gd import arrays, checkpoint, runtime
+from ddp_gd import files
+from ddp_gd.batching import arrays
 from ddp_gd.comm import environment
+from ddp_gd.job import runtime
 from tests.faults.strike import Strike
 
 
@@ -89,13 +91,13 @@ def main(kind: str, phase: str, rank: int, folder: Path, backend: str) -> None:
     elif phase == "evaluation":
         callbacks = [InCallback("on_test_batch_begin", strike)]
     elif phase == "checkpoint" and rank == 0:
-        write = checkpoint._write_durably
+        write = files.write
 
         def struck_write(*arguments: Any) -> None:
             strike()
             write(*arguments)
 
-        checkpoint._write_durably = struck_write
+        files.write = struck_write
     elif phase == "checkpoint":  # rank 0 is just saving
         callbacks = [InCallback("on_train_batch_begin", strike)]
 

@@ -25,8 +25,8 @@ from programs import compare
 from programs.cases import BATCH, WEIGHTS, features, sequential
 
 import ddp_gd
-from ddp_gd.plan import Plan
-from ddp_gd.shuffle import Order
+from ddp_gd.batching.order import Order
+from ddp_gd.batching.plan import Plan
 
 X, Y = features(4), features(1, seed=6)
 

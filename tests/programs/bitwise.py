@@ -19,7 +19,7 @@ import numpy as np
 from keras import layers
 
 import ddp_gd
-from ddp_gd.replicas import _digest
+from ddp_gd.training.replicas import _digest
 
 gc.freeze()  # see cases.py
 ROWS = 211

@@ -23,7 +23,7 @@ from programs.cases import sequential
 from programs.items import ITEMS, KINDS, Listed, Reordering, X, Y, elements, reshuffled
 
 import ddp_gd
-from ddp_gd import prediction
+from ddp_gd.training import predict as predict_module
 
 FIT = {"shuffle": False, "verbose": 0}
 
@@ -128,9 +128,9 @@ def predictions() -> dict[str, str]:
         ("tf.data", elements([[x] for x in alone]), {}),
     ):
         found = ddp_gd.predict(shared, x, verbose=0, **options)
-        prediction._BYTES_PER_EXCHANGE, whole = 40, prediction._BYTES_PER_EXCHANGE
+        predict_module._BYTES_PER_EXCHANGE, whole = 40, predict_module._BYTES_PER_EXCHANGE
         again = ddp_gd.predict(shared, x, verbose=0, **options)
-        prediction._BYTES_PER_EXCHANGE = whole
+        predict_module._BYTES_PER_EXCHANGE = whole
         keras.tree.map_structure(np.testing.assert_array_equal, found, again)
         digest = hashlib.sha256(found["a"].tobytes() + found["b"][0].tobytes()).hexdigest()
         left[name] = f"{digest} {found['a'].shape} {found['b'][0].dtype}"

@@ -11,22 +11,24 @@ from pathlib import Path
 import numpy as np
 
 import ddp_gd
-from ddp_gd import data, loading, runtime
-from ddp_gd.loading import Training
-from ddp_gd.shuffle import RandomSplit
+from ddp_gd.batching.split import RandomSplit
+from ddp_gd.comm import agree
+from ddp_gd.data import convert, load
+from ddp_gd.data.training_rows import TrainingRows
+from ddp_gd.job import runtime
 
 
 def measure(folder: Path, out: Path) -> None:
     """Mean and scale of the training rows from every format, and which workers converted it."""
-    data.CACHED_FROM_BYTES = 0
+    convert.CACHED_FROM_BYTES = 0
     converted: list[int] = []
-    convert = data._convert
+    unchanged = convert._convert
 
     def noted(*arguments):
         converted.append(1)
-        return convert(*arguments)
+        return unchanged(*arguments)
 
-    data._convert = noted
+    convert._convert = noted
     found = {}
     sources = {
         "csv": (folder / "t.csv", "y"),
@@ -39,12 +41,12 @@ def measure(folder: Path, out: Path) -> None:
         converted.clear()
         dataset = ddp_gd.load(source, target)
         split = RandomSplit(len(dataset.features), 0.1, seed=1)
-        training = Training(communicator, dataset, split.training, split.training_rows)
+        training = TrainingRows(communicator, dataset, split.training, split.training_rows)
         normalizer = training.preprocessing(normalize=True).normalizer
         found[name] = {
             "mean": [repr(float(v)) for v in normalizer.mean],
             "scale": [repr(float(v)) for v in normalizer.scale],
-            "converted": runtime.gather_json(communicator, len(converted)),
+            "converted": agree.gather_json(communicator, len(converted)),
         }
     if ddp_gd.rank() == 0:
         out.write_text(json.dumps(found))
@@ -54,7 +56,7 @@ def differ(folder: Path) -> None:
     """Each worker believes to be alone on its host, where the file of that name is another one."""
     communicator = runtime.communicator()
     communicator.local_rank = 0
-    loading._boot = lambda: str(communicator.rank)
+    load._boot = lambda: str(communicator.rank)
     own = folder / str(communicator.rank)
     own.mkdir()
     os.chdir(own)
@@ -70,7 +72,7 @@ def options(folder: Path) -> None:
 
 def peak(folder: Path) -> None:
     """The most memory that was resident while training on an epoch of `x.npy`, in KiB."""
-    from ddp_gd import train
+    from ddp_gd.train import main
 
     sys.argv = ["train", "--data", str(folder / "x.npy"), "--target", str(folder / "y.npy")]
     sys.argv += [
@@ -86,7 +88,7 @@ def peak(folder: Path) -> None:
         "0",
     ]
     sys.argv += ["--out", str(folder / f"out{os.getpid()}")]
-    train.main()
+    main()
     # Not ru_maxrss: that begins with what the process was forked from.
     status = Path("/proc/self/status").read_text()
     print("peak:", re.search(r"VmHWM:\s+(\d+) kB", status)[1])

@@ -1,0 +1,159 @@
+"""Which rows make up each step, and which of them each worker computes.
+
+Integers in, integers out: nothing here knows a communicator, a framework or a clock, so every
+worker works out the same plan by itself, and none is ever sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from ddp_gd.errors import ConfigError
+
+
+def block(total: int, parts: int, index: int) -> tuple[int, int]:
+    """Return `(start, stop)` of block `index` when `total` items are cut into `parts` blocks.
+
+    Blocks are consecutive, and their sizes differ by at most one, the larger ones first; with fewer
+    items than parts the last blocks are empty.
+    """
+    size, larger = divmod(total, parts)
+    start = index * size + min(index, larger)
+    return start, start + size + (index < larger)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one worker computes of one step.
+
+    Attributes:
+        start: first position in the global mini-batch that it computes.
+        stop: first position that it does not compute any more; `stop == start` is an empty share.
+        micro_batch: the number, within the global mini-batch, of its first micro-batch.
+    """
+
+    start: int
+    stop: int
+    micro_batch: int
+
+
+def share_of(rows: int, micro_batch_size: int | None, rank: int, size: int) -> Share:
+    """What worker `rank` of `size` computes of a global mini-batch: consecutive micro-batches.
+
+    Args:
+        rows: of the global mini-batch.
+        micro_batch_size: rows in one micro-batch, or None: a share is then one micro-batch.
+        rank: the worker.
+        size: how many workers there are.
+    """
+    if micro_batch_size is None:
+        return Share(*block(rows, size, rank), micro_batch=rank)
+    micro_batches = -(-rows // micro_batch_size)
+    first, last = block(micro_batches, size, rank)
+    return Share(
+        start=min(rows, first * micro_batch_size),
+        stop=min(rows, last * micro_batch_size),
+        micro_batch=first,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What one worker computes of n consecutive steps.
+
+    Attributes:
+        positions: int64, the places of its rows in the epoch's order, step after step.
+        offsets: int32, shape (n + 1,): where each step's rows begin in `positions`, and the end.
+        batch_rows: int32, shape (n,): rows of each step's global mini-batch.
+        micro_batches: int32, shape (n,): `Share.micro_batch` of each step.
+    """
+
+    positions: np.ndarray
+    offsets: np.ndarray
+    batch_rows: np.ndarray
+    micro_batches: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The global mini-batches of every epoch, as a pure function of a few integers.
+
+    Attributes:
+        rows: observations in the training data.
+        batch_size: observations in one global mini-batch; the last of an epoch may be smaller.
+        micro_batch_size: rows in one micro-batch, or None: a share is then one micro-batch.
+        shuffle: True for a new order each epoch, `"batch"` for a new order inside each global
+            mini-batch, False for the order of the data.
+        seed: what the order depends on, beside the epoch.
+    """
+
+    rows: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    shuffle: bool | Literal["batch"] = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ConfigError(f"The data have {self.rows} rows; training needs at least one.")
+        for name in ("batch_size", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is None and name == "micro_batch_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number, 1 or more.")
+        if min(self.batch_size, self.rows) >= 2**31:
+            raise ConfigError(
+                f"batch_size={self.batch_size} takes {min(self.batch_size, self.rows)} rows in one "
+                "update; at most 2**31 - 1 are counted. Take a smaller batch_size."
+            )
+        if self.shuffle not in (True, False, "batch"):
+            raise ConfigError(f"shuffle={self.shuffle!r} must be True, False or 'batch'.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed!r} must be from 0 to 2**63 - 1.")
+
+    @property
+    def steps(self) -> int:
+        """Steps in one epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def step_rows(self, step: int) -> int:
+        """Rows of the global mini-batch of `step`."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
+
+    def share(self, step: int, rank: int, size: int) -> Share:
+        """What worker `rank` of `size` computes of `step`: consecutive micro-batches."""
+        return share_of(self.step_rows(step), self.micro_batch_size, rank, size)
+
+    def has_empty_shares(self, size: int) -> bool:
+        """Tell whether, in some step, one of `size` workers has nothing to compute."""
+        last = self.share(self.steps - 1, size - 1, size)
+        return last.start == last.stop  # the last step is the smallest, the last share too
+
+    def shares(self, first: int, stop: int, rank: int, size: int) -> Shares:
+        """Worker `rank`'s shares of the steps `first` to `stop - 1`, ready for arrays."""
+        full = min(stop, self.rows // self.batch_size)  # steps before this one are all alike
+        positions, lengths, micro_batches = [], [], []
+        if first < full:
+            share = self.share(first, rank, size)
+            begins = np.arange(first, full, dtype=np.int64) * self.batch_size
+            within = np.arange(share.start, share.stop, dtype=np.int64)
+            positions.append((begins[:, None] + within).ravel())  # (steps, rows of a share) -> flat
+            lengths += [len(within)] * len(begins)
+            micro_batches += [share.micro_batch] * len(begins)
+        for step in range(max(first, full), stop):
+            share = self.share(step, rank, size)
+            positions.append(np.arange(share.start, share.stop) + step * self.batch_size)
+            lengths.append(share.stop - share.start)
+            micro_batches.append(share.micro_batch)
+        return Shares(
+            positions=np.concatenate(positions),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            batch_rows=np.minimum(
+                self.batch_size, self.rows - np.arange(first, stop) * self.batch_size
+            ).astype(np.int32),
+            micro_batches=np.array(micro_batches, np.int32),
+        )

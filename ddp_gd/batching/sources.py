@@ -1,0 +1,161 @@
+"""What `fit` and `evaluate` were given, as the source of their steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from ddp_gd.batching.array_source import ArraySource
+from ddp_gd.batching.arrays import Arrays
+from ddp_gd.batching.item_source import ItemSource
+from ddp_gd.batching.items import is_dataset, open_items
+from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.source import Source
+from ddp_gd.batching.split import train_validation_split
+from ddp_gd.comm import agree
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import ConfigError, DataError
+from ddp_gd.job import runtime
+
+BATCH_SIZE = 32  # Keras's default, and ours
+
+
+def split(
+    x: Any, y: Any, sample_weight: Any, validation_split: float, validation_data: Any
+) -> tuple[tuple, tuple | None]:
+    """Training and validation data, each `(x, y, sample_weight)`; None without validation."""
+    if validation_data is not None:
+        if is_dataset(validation_data):
+            return (x, y, sample_weight), (validation_data, None, None)
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise DataError(
+                f"validation_data is {type(validation_data).__name__!r}; expected (x, y), "
+                "(x, y, sample_weight), a keras.utils.PyDataset or a tf.data.Dataset."
+            )
+        return (x, y, sample_weight), (*validation_data, None)[:3]
+    if not validation_split:
+        return (x, y, sample_weight), None
+    if is_dataset(x):
+        raise ConfigError(
+            f"validation_split={validation_split} can't be cut off a {_kind(x)}: give a second "
+            "one as validation_data."
+        )
+    arrays = Arrays(x, y, sample_weight)
+    train, _ = train_validation_split(arrays.rows, validation_split)
+    return arrays.split(train.stop)
+
+
+def for_training(
+    communicator: Communicator,
+    data: tuple[Any, Any, Any],
+    class_weight: Mapping[int, float] | None,
+    batch_size: int | str,
+    micro_batch_size: int | None,
+    shuffle: bool | Literal["batch"],
+    seed: int | None,
+) -> Source:
+    """The steps of an epoch of training on `(x, y, sample_weight)`; the rest as `fit` has it."""
+    seed = agree.shared_seed(communicator, seed) if shuffle else 0
+    if not is_dataset(data[0]):
+        arrays = Arrays(*data, class_weight)
+        size = _batch_size(batch_size, arrays.rows)
+        pieces = _micro_batch_size(micro_batch_size, size)
+        return ArraySource(arrays, Plan(arrays.rows, size, pieces, shuffle, seed), communicator)
+    refuse_beside_items(*data, batch_size)
+    if shuffle not in (True, False):
+        raise ConfigError(
+            f"shuffle={shuffle!r} must be True or False where x is a {_kind(data[0])}: its items "
+            "are whole mini-batches. Shuffle rows where the items are made."
+        )
+    items = open_items(data[0], class_weight)
+    pieces = _micro_batch_size(micro_batch_size, items.rows)
+    if not items.shuffled:
+        shuffle, seed = False, 0
+    return ItemSource(items, Plan(items.count, 1, pieces, shuffle, seed), communicator)
+
+
+def for_evaluation(
+    communicator: Communicator,
+    data: tuple[Any, Any, Any],
+    batch_size: int | str,
+    micro_batch_size: int | None = None,
+) -> Source:
+    """The steps of an evaluation of `(x, y, sample_weight)`; the rest as `evaluate` has it."""
+    if not is_dataset(data[0]):
+        arrays = Arrays(*data)
+        plan = Plan(arrays.rows, batch_size, micro_batch_size)  # type: ignore[arg-type]
+        pieces = _micro_batch_size(plan.micro_batch_size, plan.batch_size)
+        return ArraySource(arrays, dataclasses.replace(plan, micro_batch_size=pieces), communicator)
+    refuse_beside_items(*data, batch_size)
+    items = open_items(data[0])
+    pieces = _micro_batch_size(micro_batch_size, items.rows)
+    return ItemSource(items, Plan(items.count, 1, pieces), communicator)
+
+
+def for_validation(
+    communicator: Communicator,
+    data: tuple[Any, Any, Any],
+    batch_size: int | None,
+    micro_batch_size: int | None,
+    training: Source,
+) -> Source:
+    """The steps of a validation; the rest as `fit` has it, and the source of its training."""
+    if is_dataset(data[0]):
+        if batch_size is not None:
+            raise ConfigError(
+                f"validation_batch_size={batch_size!r} was given, and validation_data is a "
+                f"{_kind(data[0])}, whose items are the mini-batches as they are. Leave it out."
+            )
+        batch_size = BATCH_SIZE
+    elif not batch_size:
+        # A validation batch is as large as a training batch: it may need the pieces, too.
+        batch_size = BATCH_SIZE if isinstance(training, ItemSource) else training.plan.batch_size
+    return for_evaluation(communicator, data, batch_size, micro_batch_size)
+
+
+def refuse_beside_items(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> None:
+    """Refuse what the items of a data set have in them already."""
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise ConfigError(
+                f"{name} is {type(value).__name__!r}, and x is a {_kind(x)}, whose items are "
+                f"(x, y) or (x, y, sample_weight): put it in there, and leave {name} out."
+            )
+    if batch_size != BATCH_SIZE:  # given, not left out
+        raise ConfigError(
+            f"batch_size={batch_size!r} was given, and x is a {_kind(x)}, whose items are the "
+            "global mini-batches as they are. Give its items so many rows, and leave it out."
+        )
+
+
+def _kind(x: Any) -> str:
+    return "PyDataset" if isinstance(x, keras.utils.PyDataset) else "tf.data.Dataset"
+
+
+def _batch_size(batch_size: int | str, rows: int) -> int:
+    if batch_size == "full":
+        return rows
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
+    if batch_size > rows:
+        raise ConfigError(
+            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
+            f"{rows} or less, or 'full' for one update an epoch."
+        )
+    return int(batch_size)
+
+
+def bitwise_micro_batch_size(batch_size: int) -> int:
+    """Rows of a micro-batch where none were asked for: eight pieces or more, of at most 128."""
+    return max(1, min(128, batch_size // 8))
+
+
+def _micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int | None:
+    """In bitwise mode every batch has micro-batches."""
+    if micro_batch_size is None and runtime.is_bitwise():
+        return bitwise_micro_batch_size(batch_size)
+    return micro_batch_size

@@ -1,0 +1,1 @@
+"""`python -m ddp_gd.contrast`: one averaged update beside N independent ones."""

@@ -1,0 +1,215 @@
+"""One averaged update beside independent updates: train in every way, print, write and draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_gd.comm.base import Communicator
+from ddp_gd.commands import results
+from ddp_gd.commands.config import ContrastConfig, TrainConfig
+from ddp_gd.commands.contrast import measures, schemes
+from ddp_gd.commands.contrast.plot import draw_contrast
+from ddp_gd.commands.contrast.schemes import Contest, Examples, Trajectory, Weights
+from ddp_gd.commands.task import Task
+from ddp_gd.errors import ConfigError
+from ddp_gd.job import runtime
+
+_WORKERS = 4  # that a lone process stands for
+# One split for all seeds: what differs between them is the initial weights and the order of rows.
+_SPLIT_SEED = 0
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a training that diverges is a result, too
+def run(config: ContrastConfig) -> None:
+    """Train in every way as `config` says; rank 0 prints, and writes the results at the end.
+
+    Raises:
+        DdpGdError: something can't be used; nothing has been written.
+    """
+    runtime.init(backend=config.backend)
+    communicator = runtime.communicator()
+    leader = communicator.rank == 0
+    folder = results.new_folder(config.out) if leader else Path()
+    workers = _workers(config, communicator)
+    training, validation = _data(communicator)
+    if not workers <= config.batch_size <= len(training.x):
+        raise ConfigError(
+            f"--batch-size is {config.batch_size}; it must be from {workers}, a row for each "
+            f"worker, to {len(training.x)}, the rows to train on."
+        )
+    setting = Contest(training, config.batch_size, config.epochs, config.lr, workers)
+    weights = Weights(setting.model(0))
+    if leader:
+        _announce(config, setting, len(validation.x), communicator)
+    seeds: list[dict[str, Any]] = []
+    first: dict[str, Trajectory] = {}
+    for seed in range(config.seeds):
+        began = time.perf_counter()
+        trained = schemes.train_all(setting, seed, weights, communicator, config.every)
+        if leader:
+            if seed == 0:
+                trained["keras_in_one_process"] = schemes.keras_in_one_process(setting, weights)
+            seeds.append(
+                {
+                    name: measures.of_training(
+                        trajectory, trained["averaged"], setting, weights, validation
+                    )
+                    for name, trajectory in trained.items()
+                }
+            )
+            print(f"seed {seed}: {time.perf_counter() - began:.1f} s", flush=True)
+        first = first or trained
+    if not leader:
+        return
+    of_a = first["averaged"].weights[0]
+    record: dict[str, Any] = measures.finite(
+        {
+            "command": shlex.join(["python", "-m", "ddp_gd.contrast", *sys.argv[1:]]),
+            "config": dataclasses.asdict(config),
+            "versions": results.versions(),
+            "backend": communicator.name,
+            "workers": workers,
+            "simulated": communicator.size == 1,
+            "rows": {"training": len(training.x), "validation": len(validation.x)},
+            "model": f"mlp {'-'.join(map(str, setting.hidden))}, {of_a.shape[1]:,} weights",
+            "loss": "mean squared error of the normalised targets",
+            "gradient_evaluations": len(training.x) * config.epochs,
+            "distances": measures.DISTANCES,
+            "schemes": {
+                scheme.name: measures.summary(scheme, [seed[scheme.name] for seed in seeds])
+                for scheme in measures.all_schemes(setting, config.every)
+            },
+            "keras_in_one_process": seeds[0]["keras_in_one_process"],
+            "gradient_noise": measures.of_noise(
+                weights, {"initial weights": of_a[0], "after training (a)": of_a[-1]}, training
+            ),
+        }
+    )
+    _print_table(record)
+    with results.explained(folder):
+        folder = results.make(folder)
+        (folder / "contrast.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        draw_contrast(record, folder / "contrast.png")
+    print(f"results {folder}/: contrast.json, contrast.png", flush=True)
+
+
+def _workers(config: ContrastConfig, communicator: Communicator) -> int:
+    if communicator.size == 1:
+        return config.workers or _WORKERS
+    if config.workers not in (None, communicator.size):
+        raise ConfigError(
+            f"--workers is {config.workers}, but this job has {communicator.size}. Leave it out: "
+            "it is for a process that is alone."
+        )
+    return communicator.size
+
+
+def _data(communicator: Communicator) -> tuple[Examples, Examples]:
+    """The rows to train on and to validate with, normalised by the former."""
+    data = Task(TrainConfig(seed=_SPLIT_SEED), communicator).data
+    parts = [data["training"], data["validation"]]
+    training, validation = (
+        Examples(*(array.take(np.arange(len(array))) for array in (x, y))) for x, y, _ in parts
+    )
+    return training, validation
+
+
+def _announce(
+    config: ContrastConfig, setting: Contest, validation_rows: int, communicator: Communicator
+) -> None:
+    """Print what all of the trainings have in common."""
+    rows, seeds = len(setting.training.x), config.seeds
+    how = f"{communicator.name}; each makes its own updates of (b) and (c)"
+    if communicator.size == 1:
+        how = "simulated one after the other in this process: the same mathematics"
+    lines = {
+        "data": f"diabetes: {rows} rows to train on, {validation_rows} to validate; normalised",
+        "for all": f"mlp, SGD learning rate {config.lr:g}, {config.epochs} epochs = "
+        f"{rows * config.epochs:,} gradient evaluations (rows)",
+        "batches": f"global mini-batches of {config.batch_size} rows, {setting.steps} in all",
+        "workers": f"{setting.workers} ({how})",
+        "seeds": f"{seeds}: 0{f' to {seeds - 1}' if seeds > 1 else ''}",
+    }
+    for name, text in lines.items():
+        print(f"{name:<9}{text}", flush=True)
+
+
+def _print_table(record: Mapping[str, Any]) -> None:
+    heads = ["", "updates", "rows", "training loss", "validation loss", "apart", "from (a)"]
+    table = [
+        [
+            scheme["title"] + (f": {scheme['models']} models" if scheme["models"] > 1 else ""),
+            _updates(scheme["updates"]),
+            f"{scheme['rows']:g}",
+            _loss(scheme["training_loss"]),
+            _loss(scheme["validation_loss"]),
+            _percent(scheme["workers_apart_at_most"]),
+            _percent(scheme["distance_to_a"]),
+        ]
+        for scheme in record["schemes"].values()
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
+    print()
+    for title, *cells in [heads, *table]:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([title.ljust(widths[0]), *cells]))
+    furthest = np.nanmax(np.array(record["keras_in_one_process"]["distance_to_a"], float))
+    print(
+        f"""
+rows: of one update. Losses: mean +- standard deviation over seeds, and over the models of (b).
+apart: RMS distance of the workers' weights from their mean, relative to its norm, largest of all
+steps. from (a): the same from the weights of (a), at the end.
+(a) is one curve with any number of workers: keras.Model.train_on_batch in one process, on whole
+mini-batches, is never further from it than {furthest:.1g} of its norm.
+(b) is what Keras 3 with Horovod's DistributedOptimizer trains: it averages nothing, and says so
+nowhere.
+
+Gradient noise: distance of a mini-batch's gradient from that of all rows, relative to the latter,
+RMS over {record["gradient_noise"]["draws"]} random mini-batches, at the initial weights"""
+    )
+    noise = record["gradient_noise"]
+    rows = {
+        "batch size": noise["batch_size"],
+        "measured": noise["at"]["initial weights"]["measured"],
+        "exact": noise["at"]["initial weights"]["exact"],
+        "1/sqrt(B)": noise["at"]["initial weights"]["one_over_sqrt_b"],
+    }
+    for name, values in rows.items():
+        numbers = [str(v) if isinstance(v, int) else _number(v) for v in values]
+        print(f"{name:<10}" + "".join(f"{number:>8}" for number in numbers))
+    print()
+
+
+def _updates(updates: list[int]) -> str:
+    least, most = f"{min(updates):,}", f"{max(updates):,}"
+    each = most if least == most else f"{least} to {most}"
+    return each if len(updates) == 1 else f"{len(updates)} x {each}"
+
+
+def _loss(spread: Mapping[str, Any]) -> str:
+    if spread["mean"] is None:
+        values = np.array(spread["values"], float)
+        return f"{np.isnan(values).sum()} of {values.size} diverged"
+    std = "" if spread["std"] is None else f" +- {_number(spread['std'])}"
+    return f"{_number(spread['mean'])}{std}"
+
+
+def _percent(spread: Mapping[str, Any] | None) -> str:
+    if spread is None or spread["mean"] is None:
+        return "-"
+    return f"{_number(100 * spread['mean'], 1)} %"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.2g}"

@@ -1,0 +1,1 @@
+"""`python -m ddp_gd.study`: many trainings, one for each setting."""

@@ -1,0 +1,99 @@
+"""Trains with this job's workers what `python -m ddp_gd.study` has not yet, which starts it."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import keras
+
+from ddp_gd.batching.arrays import Arrays
+from ddp_gd.comm import agree
+from ddp_gd.commands import cli
+from ddp_gd.commands.config import StudyConfig
+from ddp_gd.commands.study.trials import Journal, Result, Trial, setting, trials
+from ddp_gd.commands.task import Task
+from ddp_gd.errors import ConfigError, NumericsError
+from ddp_gd.job import runtime
+from ddp_gd.reporting.times import Times
+from ddp_gd.training.fit import fit
+from ddp_gd.training.replicas import fingerprint
+
+
+def run(options: StudyConfig) -> None:
+    """Train the combinations with as many workers as this job has, one after the other.
+
+    Raises:
+        DdpGdError: something can't be used. A loss that isn't finite is a result like others.
+    """
+    runtime.init()
+    communicator = runtime.communicator()
+    leader = communicator.rank == 0
+    sizes = [size for size in options.batch_sizes if size != "full"]
+    largest = options.training(max(sizes, default="full"), options.lr[0], options.optimizers[0])
+    task = Task(largest, communicator)
+    if task.build().compiled:
+        raise ConfigError(
+            f"--model {options.model} returns a compiled model, with an optimizer of its own: a "
+            "study needs to set the learning rate. Leave model.compile(...) out of the function."
+        )
+    records = Journal(options.out)
+    content = Arrays(*task.data["training"]).describe()
+    if leader:
+        records.begin(setting(options) | {f"data: {k}": v for k, v in content.items()})
+    everything = trials(options, [communicator.size])
+    # Only rank 0's folder counts.
+    missing = [trial.name for trial in records.missing(everything)] if leader else []
+    missing = agree.gather_json(communicator, missing)[0]
+    wanted = [trial for trial in everything if trial.name in missing]
+    # What is loaded by now stays: looking through it for garbage would take longer than tracing.
+    gc.freeze()
+    began = time.monotonic()
+    for number, trial in enumerate(wanted, start=1):
+        result = _train(options, task, trial)
+        if leader:
+            records.write(result)
+            left = (time.monotonic() - began) / number * (len(wanted) - number)
+            ended = "diverged" if result.diverged else f"loss {result.loss[-1]:.4g}"
+            print(f"{number}/{len(wanted)}  {trial}: {ended}; {left:.0f} s left", flush=True)
+
+
+def _train(options: StudyConfig, task: Task, trial: Trial) -> Result:
+    """Train one combination, from the same initial weights as every other."""
+    keras.utils.clear_session()  # the graphs of the one before
+    config = options.training(trial.batch_size, trial.lr, trial.optimizer)
+    model = task.build()
+    task.compile(model, config)
+    times = Times()
+    x, y, sample_weight = task.data["training"]
+    diverged = ""
+    try:
+        fit(
+            model,
+            x,
+            y,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            verbose=0,
+            callbacks=[times],
+            validation_data=task.data.get("validation"),
+            sample_weight=sample_weight,
+            seed=task.seed,
+        )
+    except NumericsError as error:  # on every worker, after the same step
+        diverged = str(error)
+    history = model.history.history
+    return Result(
+        trial=trial,
+        rows=len(x),
+        updates=1 if config.batch_size == "full" else -(-len(x) // config.batch_size),
+        diverged=diverged,
+        loss=history.get("loss", []),
+        val_loss=history.get("val_loss", []),
+        seconds=[epoch["seconds"] - epoch["validation"] for epoch in times.epochs],
+        fingerprint=fingerprint(model),
+    )
+
+
+if __name__ == "__main__":
+    cli.execute(run, cli.parse(StudyConfig, "study"))

@@ -1,0 +1,1 @@
+"""Files become arrays mapped into memory."""

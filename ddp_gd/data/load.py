@@ -1,0 +1,170 @@
+"""`load`: files to arrays, converted once on each host; and what is measured of their rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import tensorflow as tf
+
+from ddp_gd.comm import agree
+from ddp_gd.comm.base import Communicator
+from ddp_gd.data.convert import Prepared, prepare
+from ddp_gd.data.dataset import Dataset, open_prepared
+from ddp_gd.data.request import Request
+from ddp_gd.job import runtime
+
+_TURN = 0.5  # seconds of work between two looks at the other workers
+_SHOW_AFTER = 2.0  # seconds before a progress bar appears
+
+
+def load(
+    source: str | Path | Sequence[str | Path],
+    target: str | Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+    sample_weight: str | None = None,
+    categorical: Sequence[str] = (),
+    missing: Literal["error", "drop", "mean"] = "error",
+    dtype: str = "float64",
+    cache: bool = True,
+) -> Dataset:
+    """Read a data set, of any size, into arrays that are mapped into memory.
+
+    All workers call it, with the same arguments. One worker of each host reads and converts, in
+    bounded memory, while the others wait; all of a host share the pages of what comes out. It is
+    kept in a cache (`DDP_GD_CACHE`, at most `DDP_GD_CACHE_BYTES`), found by the files' content and
+    these options, so that the next start is quick.
+
+    Args:
+        source: one of
+
+            - a `.csv` file: UTF-8, commas, a header line. Columns hold numbers, true and false, or
+              texts, which are then categories; blank lines are skipped, spaces around cells
+              ignored;
+            - a `.parquet` file;
+            - several such files with the same columns, or a folder of them, in the order of names;
+            - a `.npz` file with the arrays `x`, `y` and perhaps `sample_weight`, rows first;
+            - a `.npy` file of features; `target` and `sample_weight` then name such files, too;
+            - `"diabetes"`, built in: 442 rows, 10 features, target `progression`;
+            - `"keras:mnist"` and the other arrays of `keras.datasets`; `"keras:mnist/test"` for
+              their second part. Keras downloads them.
+        target: the column to predict, or several.
+        features: columns to use; None for all others.
+        sample_weight: column of each row's weight.
+        categorical: columns to take as categories although they hold numbers.
+        missing: `"error"`, `"drop"` rows with a missing cell, or `"mean"`, which leaves NaN for
+            missing numbers of features, to be filled with the mean of the training rows. An empty
+            cell among texts is then a category of its own.
+        dtype: of a table's features: `"float64"`, `"float32"`, `"float16"`.
+        cache: False converts into a temporary folder, which is removed at once.
+
+    Returns:
+        The data set; the same on every worker.
+
+    Raises:
+        DataError: the source is unknown, cannot be read, or holds something that can't be used. The
+            message names the file, the place and the value.
+        MismatchError: another worker was given other data.
+    """
+    request = Request(source, target, features, sample_weight, categorical, missing, dtype)
+    return fetch(request, cache)
+
+
+def fetch(request: Request, cache: bool = True) -> Dataset:
+    """Do what `load` does."""
+    communicator = runtime.communicator()
+    if communicator.size > 1:
+        asked = json.dumps(dataclasses.asdict(request), default=str)
+        agree.agree(communicator, {"ddp_gd.load": asked})
+    prepared: Prepared | None = None
+
+    def work() -> Iterator[float]:
+        nonlocal prepared
+        for state in prepare(request, cache):
+            if isinstance(state, Prepared):
+                prepared = state
+            else:
+                yield state
+
+    once_per_host(communicator, work, f"converting {request.name}")
+    try:
+        dataset = _open_on_all(communicator, request, prepared)
+    finally:
+        if prepared is not None:
+            prepared.remove()
+    if communicator.rank == 0 and dataset.dropped:
+        sys.stderr.write(
+            f"ddp_gd: {request.name}: {dataset.dropped} rows with missing cells left out, "
+            f"{len(dataset.features)} kept\n"
+        )
+    return dataset
+
+
+def _open_on_all(
+    communicator: Communicator, request: Request, prepared: Prepared | None
+) -> Dataset:
+    """Open on every worker what one worker of its host prepared."""
+    here = [socket.gethostname(), _boot()]
+    folder = None if prepared is None else str(prepared.folder)
+    record = None if prepared is None else prepared.record
+    if communicator.size > 1:
+        everyone = agree.gather_json(communicator, [here, folder, record])
+        folder, record = next((f, r) for where, f, r in everyone if f and where == here)
+    assert folder is not None
+    assert record is not None
+    dataset = open_prepared(Path(folder), record, request.name)
+    if communicator.size > 1:
+        agree.agree(communicator, {"data (SHA-256)": dataset.key})  # all have it open now
+    return dataset
+
+
+def once_per_host(
+    communicator: Communicator, work: Callable[[], Iterator[float]], title: str
+) -> None:
+    """Let one worker of each host do something long, while the others wait. Collective.
+
+    Args:
+        communicator: the workers.
+        work: does it, a little at each step; yields how much is done, from 0 to 1.
+        title: of the progress bar that rank 0 shows on a terminal, if it takes long.
+    """
+    mine = work() if communicator.local_rank == 0 else iter(())
+    done, at_work = 0.0, True
+    began = time.monotonic()
+    shown = False
+    while True:
+        until = time.monotonic() + _TURN
+        while at_work and time.monotonic() < until:
+            state = next(mine, None)
+            at_work = state is not None
+            done = 1.0 if state is None else state
+        left = int(at_work)
+        if communicator.size > 1:
+            left = int(communicator.allreduce_sum([tf.constant(left)])[0])
+        late = time.monotonic() > began + _SHOW_AFTER
+        if communicator.rank == 0 and late and sys.stderr.isatty():
+            bar = "=" * int(30 * done)
+            sys.stderr.write(f"\r{title} [{bar:<30}] {done:4.0%} ")
+        elif communicator.rank == 0 and late and not shown:
+            sys.stderr.write(f"{title} ...")  # a file of many lines helps nobody
+        shown = shown or late
+        sys.stderr.flush()
+        if not left:
+            break
+    if shown and communicator.rank == 0:
+        sys.stderr.write("\n")
+
+
+def _boot() -> str:
+    """What tells this host's kernel from others with the same name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(os.uname().nodename)

@@ -1,0 +1,1 @@
+"""This process within its job."""

@@ -1,0 +1,59 @@
+"""An exception that nobody catches on any worker ends the job, and is shown once."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+from ddp_gd import settings
+from ddp_gd.comm import Communicator
+from ddp_gd.comm.environment import Launch
+from ddp_gd.errors import DdpGdError, exit_status
+
+
+def end_job_on_exception(
+    rank: int, speaks: Callable[[], bool], abort: Callable[[int], object]
+) -> None:
+    """Let an exception that nobody catches on any worker end the job, and be shown once.
+
+    A worker that just died would leave the others waiting in their next collective for ever.
+    `SystemExit` does not come here; a worker that leaves alone is noticed by the others (`watch`).
+
+    Args:
+        rank: this worker's.
+        speaks: tells whether this worker should show its exception, or another one shows the same.
+        abort: ends the job.
+    """
+
+    def end_job(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        where = f" (rank {rank} on {socket.gethostname()})"
+        if isinstance(error, DdpGdError) and not settings.shows_traceback():
+            # Of what is wrong on all of them rank 0 speaks: no worker is to blame.
+            text = f"ddp_gd: error{where if rank > 0 else ''}: {error}\n"
+        else:
+            lines = "".join(traceback.format_exception(kind, error, trace))
+            text = f"ddp_gd: this ended the job{where}:\n{lines}"
+        try:
+            if speaks():
+                sys.stdout.flush()
+                sys.stderr.write(text)  # in one piece: other workers write too
+                sys.stderr.flush()
+            else:
+                time.sleep(3)  # the launcher ends this worker, too
+        finally:
+            abort(exit_status(error))
+
+    sys.excepthook = end_job
+
+
+def wait_for_lower(place: Launch | Communicator) -> bool:
+    """Give lower ranks the time to show the same error, and end us while we sleep."""
+    if place.rank > 0:
+        time.sleep(1 + place.rank / place.size)
+    return True

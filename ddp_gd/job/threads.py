@@ -1,0 +1,106 @@
+"""How many cores a worker may keep busy: its own, or its part of those that workers share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+
+import tensorflow as tf
+
+from ddp_gd.comm import Communicator
+
+
+def for_worker(local_size: int) -> int:
+    """Return how many threads suit one of the `local_size` workers of this host; at least 1.
+
+    Args:
+        local_size: workers on this host, in the same container if they are in one.
+    """
+    return max(1, int(min(_by_affinity(local_size), quota() / local_size)))
+
+
+def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return how many cores' time this process's control group may use; infinity without a limit.
+
+    A container's limit is such a quota: its affinity shows every core of the host.
+
+    Args:
+        root: where control groups are mounted, of version 2 or, with a folder each, of version 1.
+        own: says which ones this process is in.
+    """
+    least = math.inf
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return least
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / controllers
+        group = base / path.lstrip("/")
+        for folder in [group, *group.parents]:  # a limit holds for everything below it
+            with contextlib.suppress(OSError, ValueError):
+                least = min(least, _limit(folder))
+            if folder == base:
+                break
+    return least
+
+
+def _limit(folder: Path) -> float:
+    if (folder / "cpu.max").exists():  # version 2
+        limit, period = (folder / "cpu.max").read_text().split()
+    else:
+        limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+        period = (folder / "cpu.cfs_period_us").read_text()
+    return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def _by_affinity(local_size: int) -> int:
+    mine = os.sched_getaffinity(0)
+    parent = os.getppid()
+    try:
+        # A launcher's workers of this host are its children, pinned to cores or not.
+        tables = Path(f"/proc/{parent}/task").glob("*/children")
+        siblings = [int(pid) for table in tables for pid in table.read_text().split()]
+        sets = [os.sched_getaffinity(pid) for pid in siblings]
+    except OSError:
+        sets = []
+    if len(sets) >= local_size:  # mpirun's own host: its connections to others are children, too
+        return len(mine) // min(local_size, sets.count(mine))
+    return min(len(mine), (os.cpu_count() or 1) // local_size)
+
+
+def intra_op_threads() -> int:
+    """Return on how many threads TensorFlow computes one operation in this process."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or _threads_of("INTRAOP")
+
+
+def inter_op_threads() -> int:
+    """Return how many operations TensorFlow runs at once in this process."""
+    return tf.config.threading.get_inter_op_parallelism_threads() or _threads_of("INTEROP")
+
+
+def _threads_of(kind: str) -> int:
+    variable = os.environ.get(f"TF_NUM_{kind}_THREADS", "")
+    return (int(variable) if variable.isdigit() else 0) or (os.cpu_count() or 1)
+
+
+def set_default(communicator: Communicator) -> None:
+    """Give this worker's TensorFlow the cores it has, unless the user chose or it is too late."""
+    threads = for_worker(communicator.local_size)
+    config = tf.config.threading
+    try:
+        if not (config.get_intra_op_parallelism_threads() or user_set("INTRAOP")):
+            config.set_intra_op_parallelism_threads(threads)
+        if not (config.get_inter_op_parallelism_threads() or user_set("INTEROP")):
+            config.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        pass  # TensorFlow runs already; the threads cost some speed, nothing else
+
+
+def user_set(kind: str) -> bool:
+    """Tell whether the user chose the number of `INTRAOP` or `INTEROP` threads."""
+    return bool(os.environ.get(f"TF_NUM_{kind}_THREADS"))

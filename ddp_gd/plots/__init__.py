@@ -1,1 +1,0 @@
-"""Pictures, drawn from saved numbers alone. Only this package imports matplotlib."""

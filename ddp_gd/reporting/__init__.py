@@ -1,0 +1,1 @@
+"""Reads and draws what runs left."""

@@ -1,0 +1,348 @@
+"""Pages about trainings, made of their saved records alone: report.html, and comparisons.
+
+One file each, without scripts and without anything to load. Every value goes through the template's
+escaping, and pictures are `<img>`s, whose content can neither run nor load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jinja2
+
+from ddp_gd.reporting import plot_style
+from ddp_gd.reporting.plots import Curve, draw_epochs, draw_shares, draw_times
+from ddp_gd.reporting.records import PARTS, Run, is_finite
+
+_WIDTH, _HEIGHT = 4.6, 3.0  # inches; small, so that letters are large enough on a phone
+
+
+class Picture(NamedTuple):
+    """A drawing as the template wants it: what it shows, in words, and its SVG."""
+
+    text: str
+    base64: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of cells; the first of each row is its name."""
+
+    rows: Sequence[Sequence[str]]
+    head: Sequence[str] = ()
+    caption: str = ""
+    numbers: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    texts: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
+    tables: Sequence[Sheet] = field(default_factory=tuple)
+
+
+def report(run: Run) -> str:
+    """The page about one training."""
+    record = run.record
+    command = record["command"]
+    if record["config"].get("seed") is None:
+        command += f" --seed {record['seed']}"
+    text = "To train this again, with --out as another new folder"
+    if record["workers"] > 1:
+        text += f"; with as many workers, start it with: horovodrun -np {record['workers']}"
+    setting = Section(
+        "Setting",
+        texts=[f"{text}."],
+        commands=[command],
+        tables=[Sheet(list(_texts(record["description"])), numbers=False)],
+    )
+    end = Section(
+        "Result",
+        texts=[
+            "Fingerprint (SHA-256 of the weights; equal means equal to the last bit):",
+        ],
+        commands=[record["fingerprint"]],
+        tables=[_finals([run])] if record["final"] else [],
+    )
+    origin = Section(
+        "Made with",
+        tables=[
+            Sheet(list(_texts(record["versions"])), caption="Versions", numbers=False),
+            Sheet(
+                list(_texts(record["what_the_bits_depend_on"])),
+                caption="What the last bits depend on",
+                numbers=False,
+            ),
+            Sheet(list(_texts(record["config"])), caption="Every option", numbers=False),
+        ],
+    )
+    sections = [setting, end, _curves([run]), _workers(run), _time(run), origin]
+    return _render(f"Training {run.folder.name}", sections)
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """The page about several trainings, beside each other."""
+    names = [f"{number}" for number in range(1, len(runs) + 1)]
+    head = ["", *names]
+    settings = [dict(_texts({**r.record["config"], **_facts(r)})) for r in runs]
+    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    different = [
+        [key, *(setting.get(key, "-") for setting in settings)]
+        for key in keys
+        if len({setting.get(key) for setting in settings}) > 1
+    ]
+    prints = [run.record["fingerprint"] for run in runs]
+    groups = [prints.index(value) + 1 for value in prints]
+    equal = (
+        "All fingerprints are equal: the weights are the same to the last bit."
+        if len(set(prints)) == 1
+        else "No two fingerprints are equal."
+        if len(set(prints)) == len(runs)
+        else "Some fingerprints are equal: these runs' weights are the same to the last bit."
+    )
+    seconds = [[_seconds(epoch) for epoch in _epochs(run)] or [0.0] for run in runs]
+    sections = [
+        Section(
+            "Runs",
+            tables=[
+                Sheet(
+                    [
+                        [name, str(run.folder), run.record["command"]]
+                        for name, run in zip(names, runs, strict=True)
+                    ],
+                    ["run", "folder", "command"],
+                    numbers=False,
+                )
+            ],
+        ),
+        Section(
+            "What differs",
+            texts=[] if different else ["Nothing in the settings differs."],
+            tables=[Sheet(different, head, numbers=False)] if different else [],
+        ),
+        Section(
+            "Result",
+            texts=[equal],
+            tables=[
+                _finals(runs),
+                Sheet(
+                    [
+                        ["fingerprint", *(value[:12] for value in prints)],
+                        ["the same as run", *map(str, groups)],
+                    ],
+                    head,
+                ),
+            ],
+        ),
+        _curves(runs),
+        Section(
+            "Time",
+            texts=[_TIME_TEXT],
+            tables=[
+                Sheet(
+                    [
+                        ["all epochs, seconds", *(f"{sum(s):.4g}" for s in seconds)],
+                        ["first epoch, seconds", *(f"{s[0]:.4g}" for s in seconds)],
+                        [
+                            "a later epoch, median",
+                            *(f"{statistics.median(s[1:] or s):.4g}" for s in seconds),
+                        ],
+                        *(
+                            [f"{part} in it", *(f"{_mean(run, part):.4g}" for run in runs)]
+                            for part in PARTS
+                        ),
+                    ],
+                    head,
+                )
+            ],
+        ),
+    ]
+    return _render(f"{len(runs)} trainings compared", sections)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    record = run.record
+    names = ("seed", "workers", "micro_batch_size")
+    return {name: record[name] for name in names} | {
+        "data": record["description"].get("data", "-"),
+        **{f"version of {name}": value for name, value in record["versions"].items()},
+        **record["what_the_bits_depend_on"],
+    }
+
+
+def _finals(runs: Sequence[Run]) -> Sheet:
+    """Losses and metrics at the end, in the target's own units."""
+    rows = []
+    for part in dict.fromkeys(part for run in runs for part in run.record["final"]):
+        values = [run.record["final"].get(part) or {} for run in runs]
+        for name in dict.fromkeys(name for value in values for name in value):
+            numbers = [value.get(name) for value in values]
+            cells = [f"{n:.6g}" if is_finite(n) else "not a finite number" for n in numbers]
+            rows.append([f"{part} {name}", *cells])
+    head = ["", *map(str, range(1, len(runs) + 1))] if len(runs) > 1 else []
+    normalised = any("normalised" in run.record["unit"] for run in runs)
+    return Sheet(rows, head, "At the end" + ", in the target's own units" * normalised)
+
+
+def _curves(runs: Sequence[Run]) -> Section:
+    """Loss, metrics and learning rate of every epoch."""
+    figures = []
+    names = dict.fromkeys(name for run in runs for name in run.history)
+    plain = [name for name in names if not name.startswith("val_")]
+    for name in sorted(plain, key=lambda name: name != "loss"):
+        curves = []
+        for number, run in enumerate(runs):
+            label = f"{number + 1} " if len(runs) > 1 else ""
+            for key, part in ((name, "training"), (f"val_{name}", "validation")):
+                if key in run.history:
+                    dashed = part == "validation"
+                    colour = number if len(runs) > 1 else int(dashed)
+                    curve = Curve(label + part, run.history[key], colour, dashed)
+                    curves.append(curve._replace(width=_width(number, runs)))
+        units = {run.record["unit"] for run in runs}
+        unit = units.pop() if name == "loss" and len(units) == 1 else name.replace("_", " ")
+        figures.append(_picture(f"{name.capitalize()} after each epoch", curves, unit))
+    rates = [
+        Curve(
+            f"{number + 1}",
+            [epoch[0]["learning_rate"] for epoch in _epochs(run)],
+            number,
+            first=int(_epochs(run)[0][0]["epoch"]),
+            width=_width(number, runs),
+        )
+        for number, run in enumerate(runs)
+        if run.times
+    ]
+    if rates:
+        figures.append(_picture("Learning rate at the end of each epoch", rates, "learning rate"))
+    text = "Training values are means over an epoch while the weights change; validation values "
+    return Section("Curves", [text + "are of its end."], figures=figures)
+
+
+def _width(number: int, runs: Sequence[Run]) -> float:
+    return 1.5 + min(len(runs) - 1 - number, 3)
+
+
+def _workers(run: Run) -> Section:
+    """Which rows of a step each worker computes."""
+    plan, workers = run.plan, run.record["workers"]
+    steps = dict.fromkeys([0, plan.steps - 1])
+    shares = {step: [plan.share(step, w, workers) for w in range(workers)] for step in steps}
+    head = ["worker", *("rows of a step" if step == 0 else "of the last step" for step in steps)]
+    rows = [[str(w), *(_rows(shares[step][w]) for step in steps)] for w in range(workers)]
+    first = [(share.start, share.stop) for share in shares[0]]
+    text = (
+        f"One update averages {plan.step_rows(0)} rows; an epoch has {plan.steps} of them. Each "
+        f"worker computes its share of the rows, and the {workers} sums are added."
+        if workers > 1
+        else f"One update averages {plan.step_rows(0)} rows; an epoch has {plan.steps} of them."
+    )
+    if plan.micro_batch_size is not None:
+        text += f" A share is computed in pieces of {plan.micro_batch_size} rows."
+    figure = draw_shares(first, plan.step_rows(0))
+    return Section(
+        "What each worker does of a step",
+        [text],
+        figures=[_encode("The rows of one global mini-batch that each worker computes", figure)],
+        tables=[Sheet(rows, head)],
+    )
+
+
+def _rows(share: Any) -> str:
+    count = share.stop - share.start
+    return f"{share.start + 1} to {share.stop} ({count})" if count else "none"
+
+
+_TIME_TEXT = (
+    "compute: in TensorFlow without the collectives. reduction: from when a worker's own sums are "
+    "there to when the sum of all workers is, waiting for the others included. data: waiting for "
+    "rows. other: Python, callbacks, checks, checkpoints. The first epoch also builds TensorFlow's "
+    "graphs and is not counted where there are others."
+)
+
+
+def _time(run: Run) -> Section:
+    """How each worker spent an epoch."""
+    epochs = _epochs(run)
+    if not epochs:
+        return Section("Time", ["No epoch was trained: the training had ended when it was saved."])
+    counted = epochs[1:] or epochs
+    workers = [
+        {name: statistics.fmean(epoch[w][name] for epoch in counted) for name in counted[0][w]}
+        for w in range(run.record["workers"])
+    ]
+    rows = [
+        [
+            str(number),
+            *(f"{w[part]:.3g} ({max(w[part], 0) / w['seconds']:.0%})" for part in PARTS),
+            f"{w['seconds']:.3g}",
+        ]
+        for number, w in enumerate(workers)
+    ]
+    text = (
+        f"{len(epochs)} epoch{'s' * (len(epochs) > 1)} took "
+        f"{sum(map(_seconds, epochs)):.4g} s, the first of them {_seconds(epochs[0]):.4g} s."
+    )
+    compute = [w["compute"] for w in workers]
+    if len(workers) > 1:
+        text += (
+            f" The slowest worker computed {max(compute) / statistics.fmean(compute):.2f} times as "
+            "long as the mean."
+        )
+    alt = "Seconds of a mean epoch on each worker, by what they were spent on"
+    return Section(
+        "Time",
+        [text, _TIME_TEXT],
+        figures=[_encode(alt, draw_times(workers))],
+        tables=[Sheet(rows, ["worker", *PARTS, "all"], "Seconds of a mean epoch")],
+    )
+
+
+def _epochs(run: Run) -> list[list[Mapping[str, float]]]:
+    """The rows of times.csv, by epoch and worker."""
+    by_epoch: dict[float, list[Mapping[str, float]]] = {}
+    for row in sorted(run.times, key=lambda row: (row["epoch"], row["worker"])):
+        by_epoch.setdefault(row["epoch"], []).append(row)
+    return list(by_epoch.values())
+
+
+def _seconds(epoch: Sequence[Mapping[str, float]]) -> float:
+    return max(worker["seconds"] for worker in epoch)
+
+
+def _mean(run: Run, part: str) -> float:
+    epochs = _epochs(run)
+    values = [worker[part] for epoch in epochs[1:] or epochs for worker in epoch]
+    return statistics.fmean(values or [0.0])
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        yield name.replace("_", " "), value if isinstance(value, str) else json.dumps(value)
+
+
+def _picture(text: str, curves: Sequence[Curve], unit: str) -> Picture:
+    return _encode(text, draw_epochs(curves, unit, plot_style.new_figure(_WIDTH, _HEIGHT)))
+
+
+def _encode(text: str, figure: plot_style.Figure) -> Picture:
+    return Picture(text, base64.b64encode(plot_style.as_svg(figure).encode()).decode())
+
+
+def _render(title: str, sections: Sequence[Section]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ddp_gd.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("report.html").render(title=title, sections=sections)

@@ -1,0 +1,1 @@
+"""One global mini-batch becomes one update."""

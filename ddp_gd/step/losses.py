@@ -1,0 +1,173 @@
+"""What each compiled loss divides by, and its part in the sum over shares.
+
+Keras reduces a loss to `numerator / denominator` over the rows it is given. On one share that
+denominator is the share's own, while the update needs the one of the whole global mini-batch, so
+every share's loss enters the sum over shares with the weight `own denominator / global one`:
+
+    mean ("sum_over_batch_size")   rows of the share / rows of the global mini-batch
+    mean over a mask               valid entries / valid entries of the global mini-batch
+    "mean_with_sample_weight"      sum of weights / sum of weights of the global mini-batch
+    "sum"                          1
+
+Only the two in the middle depend on the data. Those denominators are counted with Keras's own
+code (`_Ones`), summed over all workers, and known before a gradient is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from ddp_gd.errors import ModelError
+
+Tensor = Any
+Loss = Callable[..., Tensor]
+
+
+class CompiledLosses:
+    """The losses that `model.compile` was given, one for each output that has one.
+
+    Args:
+        model: compiled, and built by Keras on the data's shapes.
+        splits: whether a global mini-batch will be cut into several pieces. Losses that can't be
+            cut (`ModelError`) are accepted when it is not.
+    """
+
+    def __init__(self, model: keras.Model, splits: bool):
+        self._compiled = model._compile_loss
+        self._losses = [] if self._compiled is None else list(self._compiled._flat_losses)
+        self._splits = splits
+
+    def __len__(self) -> int:
+        return len(self._losses)
+
+    def denominators(self, y: Any, y_pred: Any, sample_weight: Any) -> Tensor | None:
+        """What each loss divides by on these rows, where that depends on the data.
+
+        Only for a global mini-batch that is cut into pieces.
+
+        Returns:
+            float32, shape (losses,), with 0 where it is the number of rows or nothing; None if that
+            holds for all of them (known while tracing, so the caller can leave out a collective).
+        """
+        counts: list[Tensor] = []
+
+        def count(index: int, loss: Loss, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
+            counts.append(self._denominator(loss, y_true, y_pred, weight))
+            return tf.zeros(())
+
+        self._visit(count, y, y_pred, sample_weight)
+        if all(counted is None for counted in counts):
+            return None
+        return tf.stack([tf.zeros(()) if counted is None else counted for counted in counts])
+
+    def __call__(
+        self, y: Any, y_pred: Any, sample_weight: Any, row_share: Tensor, totals: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """These rows' part of the global mini-batch's compiled loss.
+
+        Args:
+            y: targets of the rows.
+            y_pred: the model's output for them.
+            sample_weight: None, or their weights.
+            row_share: scalar, rows here / rows of the global mini-batch.
+            totals: `denominators` of the whole global mini-batch, shape (losses,).
+
+        Returns:
+            The sum of all losses with their loss weights, and each alone without: scalars that,
+            summed over all shares, are what Keras computes on the whole global mini-batch.
+        """
+        parts: list[Tensor] = []
+
+        def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
+            value = loss(y_true, y_pred, weight)
+            self._require_scalar(loss, value)
+            if self._splits and loss.reduction != "sum":
+                own = self._denominator(loss, y_true, y_pred, weight)
+                fraction = row_share
+                if own is not None:
+                    fraction = tf.math.divide_no_nan(own, totals[index])
+                value *= tf.cast(fraction, value.dtype)
+            parts.append(value)
+            return value
+
+        return self._visit(part, y, y_pred, sample_weight), parts
+
+    def _visit(self, visitor: Callable[..., Tensor], y: Any, y_pred: Any, weight: Any) -> Tensor:
+        # Keras finds out which target and weight belong to which loss; only the losses it calls
+        # are replaced, and the trackers of their values left out.
+        if not self._losses:
+            return tf.zeros(())
+        compiled = object.__new__(type(self._compiled))  # copy.copy would save it to a file
+        compiled.__dict__.update(self._compiled.__dict__)
+        compiled._flat_losses = [
+            entry._replace(loss=functools.partial(visitor, index, entry.loss))
+            for index, entry in enumerate(self._losses)
+        ]
+        compiled._metrics = [None] * len(self._losses)
+        return compiled(y, y_pred, weight)
+
+    def _denominator(self, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor | None:
+        if loss.reduction == "sum":
+            return None
+        ones = _Ones(loss)
+        weighted = loss.reduction == "mean_with_sample_weight" and weight is not None
+        denominator = ones(y_true, y_pred, weight if weighted else None)
+        _require_rows(loss, ones.rank)
+        masked = ones.masked or getattr(y_pred, "_keras_mask", None) is not None
+        return ops.cast(denominator, "float32") if masked or weighted else None
+
+    @staticmethod
+    def _require_scalar(loss: Any, value: Tensor) -> None:
+        if value.shape.rank != 0:
+            raise ModelError(
+                f"The loss {loss.name!r} with reduction={loss.reduction!r} returns a value of "
+                f"shape {tuple(value.shape)}; an update needs one number. Compile it with "
+                "reduction='sum_over_batch_size' (the mean) or 'sum'."
+            )
+
+
+class _Ones(keras.losses.Loss):
+    """`loss` with every value replaced by one, summed: what a mean of `loss` divides by.
+
+    Keras's own code merges masks and weights into it, as it does for `loss`.
+    """
+
+    def __init__(self, loss: Any):
+        super().__init__(name="denominator", reduction="sum", dtype=loss.dtype)
+        self._loss = loss
+        self.rank = 0
+        self.masked = False
+
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
+        values = self._loss.call(y_true, y_pred)
+        ones = ops.ones_like(values)
+        self.rank = len(values.shape)
+        mask = getattr(values, "_keras_mask", None)
+        if mask is not None:  # `ignore_class` of the sparse cross-entropy, say
+            self.masked = True
+            ones._keras_mask = mask
+        return ones
+
+
+def _require_rows(loss: Any, rank: int) -> None:
+    """Refuse a loss whose value for one row can't be told from the other rows' values."""
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        problem = "overrides __call__, so how it reduces the rows is not known"
+    elif isinstance(loss, keras.losses.Circle):
+        problem = "compares each row with every other row of the batch"
+    elif rank == 0:
+        problem = "returns one number for the whole batch"
+    else:
+        return
+    raise ModelError(
+        f"The loss {loss.name!r} {problem}, so a global mini-batch can't be cut into the shares of "
+        "several workers or into micro-batches. Use a loss that returns one value per row (leave "
+        "the mean over rows to Keras; for Dice and Tversky pass axis), or train it on one worker "
+        "without micro_batch_size."
+    )

@@ -1,0 +1,1 @@
+"""The public verbs: fit, evaluate, predict."""

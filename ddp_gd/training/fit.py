@@ -1,0 +1,210 @@
+"""`fit` and `evaluate`: Keras's loop over global mini-batches, at any number of workers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from ddp_gd.batching import sources
+from ddp_gd.batching.source import Source
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import ConfigError
+from ddp_gd.job import runtime
+from ddp_gd.job.signals import Interrupts
+from ddp_gd.training import identity, snapshot
+from ddp_gd.training.callbacks import Hooks
+from ddp_gd.training.checkpoint import Checkpoint
+from ddp_gd.training.epochs import Epochs
+from ddp_gd.training.loop import Loop, open_loop
+from ddp_gd.training.saver import Saver
+
+
+def fit(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    batch_size: int | Literal["full"] = 32,
+    epochs: int = 1,
+    verbose: int | str = "auto",
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool | Literal["batch"] = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Iterable[int] = 1,
+    micro_batch_size: int | None = None,
+    seed: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    terminate_on_nan: bool = True,
+    check_every: int | None = None,
+) -> keras.callbacks.History:
+    """Train `model` as `model.fit` would, on all workers of the job together.
+
+    Every worker calls it with the same arguments; each reads and computes its share of every
+    global mini-batch. Arguments that `keras.Model.fit` has mean what they mean there.
+
+    Args:
+        model: compiled; any kind. Initial weights and optimizer state are rank 0's.
+        x: features: an array with one row per observation, in memory or memory-mapped, or nested
+            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset` or a
+            `tf.data.Dataset` whose items are `(x, y)` or `(x, y, sample_weight)`, one global
+            mini-batch each, of any number of rows. Every worker reads every item, and they compare
+            what they have read before it is used: what is drawn at random in it must be seeded.
+        y: targets, likewise; None where x is a data set.
+        batch_size: observations averaged into one update, over all workers together; `"full"`
+            takes all rows. The items of a data set are the mini-batches as they are.
+        epochs: number of the last epoch.
+        verbose: 0 silent, 1 a progress bar, 2 one line an epoch, "auto" the bar on a terminal and
+            lines elsewhere. Only rank 0 prints.
+        callbacks: run on every worker, with the same logs everywhere; those that write files
+            (ModelCheckpoint, CSVLogger, TensorBoard, BackupAndRestore, ...) on rank 0 only. One
+            with hooks for batches makes every step return to Python.
+        validation_split: fraction of the rows, the last ones, kept for validation.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set instead.
+        shuffle: True for a new order every epoch, "batch" for one inside each global mini-batch.
+            A PyDataset's items are ordered anew, a tf.data.Dataset's come in its own order.
+        class_weight: weight of each class, for a model with one output.
+        sample_weight: weight of each row.
+        initial_epoch: number of the first epoch, counted from 0.
+        validation_batch_size: rows of one step of validation; default `batch_size`.
+        validation_freq: validate every so many epochs, or after these epochs, counted from 1.
+        micro_batch_size: compute a share in pieces of so many rows, one after the other, so that a
+            global mini-batch can be trained on whose activations don't fit into memory; the rows of
+            a share must, twice. Same update.
+        seed: of the order of rows, from 0 to 2**63 - 1; None draws one on rank 0 from NumPy's
+            global generator.
+        checkpoint: save the training, and go on with a saved one, see `Checkpoint`.
+        terminate_on_nan: stop all workers after the first step whose loss or gradient is NaN or
+            infinite; False goes on, as Keras does.
+        check_every: compare the workers' copies of the model and optimizer after every so many
+            updates, too, not only after every epoch.
+
+    Returns:
+        Keras's History, the same on every worker.
+
+    Raises:
+        ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
+        MismatchError: another worker was called with something else, or read something else.
+        NumericsError: the loss or its gradient is NaN or infinite, unless `terminate_on_nan=False`.
+        ReplicaError: the workers' copies of the model differ.
+        CheckpointError: a checkpoint can't be written or read.
+    """
+    communicator = runtime.communicator()
+    _require_usable(epochs, initial_epoch, check_every, checkpoint)
+    saved = snapshot.load(communicator, checkpoint)
+    if saved is not None and seed is None:
+        seed = saved.seed
+
+    train, validate = sources.split(x, y, sample_weight, validation_split, validation_data)
+    source = sources.for_training(
+        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed
+    )
+    validation_source = None
+    if validate is not None:
+        _require_frequency(validation_freq)
+        validation_source = sources.for_validation(
+            communicator, validate, validation_batch_size, micro_batch_size, source
+        )
+
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "initial_epoch": initial_epoch,
+        "check_every": check_every,
+        "terminate_on_nan": bool(terminate_on_nan),
+        "plan": source.plan,
+        **_class_weight_facts(class_weight),
+        **_validation_facts(validation_source, validation_freq),
+    }
+    identity.build(model, source.signature)
+    facts = identity.require_same(communicator, model, source, settings)
+    if saved is not None:
+        saved.require_same(facts)
+        if communicator.rank == 0:
+            saved.warn_of_other_bits()
+
+    steps = source.plan.steps
+    hooks = Hooks(communicator, model, callbacks, verbose, epochs, steps, training=True)
+    loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
+    _warn_of_shares(communicator, loop)
+    validation_loop = None
+    if validation_source is not None:
+        validation_loop = open_loop(
+            communicator, model, validation_source, terminate_on_nan, training=False
+        )
+    hooks.attach(loop)
+    saver = None
+    if checkpoint is not None and communicator.rank == 0:
+        saver = Saver(checkpoint, model, hooks, facts, source.plan.seed, steps, terminate_on_nan)
+
+    with Interrupts(active=checkpoint is not None) as interrupts:
+        Epochs(
+            communicator=communicator,
+            model=model,
+            hooks=hooks,
+            loop=loop,
+            validation_loop=validation_loop,
+            validation_freq=validation_freq,
+            saver=saver,
+            saved=saved,
+            interrupts=interrupts,
+            save_every=checkpoint.every_steps if checkpoint else None,
+            check_every=check_every,
+        ).run(initial_epoch, epochs)
+    return model.history
+
+
+def _warn_of_shares(communicator: Communicator, loop: Loop) -> None:
+    """Name the layers whose result depends on how a global mini-batch is cut into shares."""
+    if communicator.rank > 0 or communicator.size == 1 or loop.plan.micro_batch_size is not None:
+        return
+    if layers := loop.steps.state.layers_seeing_shares():
+        warnings.warn(
+            f"The result depends on the number of workers: {', '.join(layers)} see only a worker's "
+            "share of each mini-batch (batch statistics), or draw random numbers for it. Give "
+            "fit(micro_batch_size=...), or use ddp_gd.init(bitwise=True): mini-batches are then "
+            "cut in the same way at any number of workers.",
+            stacklevel=3,
+        )
+
+
+def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoint: Any) -> None:
+    for name, value in (("epochs", epochs), ("initial_epoch", initial_epoch)):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ConfigError(f"{name}={value!r} must be a whole number, 0 or more.")
+    if check_every is not None and (
+        isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1
+    ):
+        raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
+    if not isinstance(checkpoint, (Checkpoint, type(None))):
+        raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
+
+
+def _require_frequency(validation_freq: Any) -> None:
+    number = isinstance(validation_freq, (int, np.integer))
+    if validation_freq < 1 if number else not isinstance(validation_freq, Iterable):
+        raise ConfigError(
+            f"validation_freq={validation_freq!r} must be a whole number, 1 or more, or the epochs "
+            "to validate after."
+        )
+
+
+def _class_weight_facts(class_weight: Mapping[int, float] | None) -> dict[str, Any]:
+    if class_weight is None:
+        return {}
+    weights = {int(label): float(weight) for label, weight in class_weight.items()}
+    return {"class_weight": dict(sorted(weights.items()))}
+
+
+def _validation_facts(source: Source | None, frequency: Any) -> dict[str, Any]:
+    if source is None:
+        return {}
+    facts = {f"validation {name}": fact for name, fact in source.describe().items()}
+    sizes = {"validation_batch_size": source.plan.batch_size, "validation_freq": frequency}
+    return sizes | facts

@@ -1,0 +1,211 @@
+"""Epochs over the steps of a source: many steps in each call into TensorFlow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ddp_gd.batching.plan import Plan, Shares
+from ddp_gd.batching.source import Source
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import NumericsError
+from ddp_gd.job import runtime, threads
+from ddp_gd.step.step import Steps
+
+Tensor = Any
+
+# A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
+# so that a progress bar moves at least twice a second and Ctrl-C works.
+SECONDS_PER_CALL = 0.3
+
+
+class Loop:
+    """One worker's way through the steps of an epoch.
+
+    Args:
+        steps: the model's compiled steps.
+        source: the rows of each step.
+        communicator: the workers.
+
+    Attributes:
+        seconds_running: how long `run` has been in TensorFlow, collectives included.
+        seconds_waiting: how long it has waited for rows.
+    """
+
+    def __init__(self, steps: Steps, source: Source, communicator: Communicator):
+        self.steps = steps
+        self._source = source
+        self._communicator = communicator
+        self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
+        self._epoch = 0
+        self._what = ""
+        self._pauses: list[int] = []
+        self._steps_per_call = 1
+        self._measured = False
+        self.seconds_running = 0.0
+        self.seconds_waiting = 0.0
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows make up each step."""
+        return self._source.plan
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return self._source.plan.steps
+
+    def reset(self, epochs: int = 0) -> None:
+        """Call it before the first epoch, with the number of those that a checkpoint spares."""
+        self._source.reset(epochs)
+
+    def calls(
+        self,
+        epoch: int,
+        every_step: bool = False,
+        first: int = 0,
+        pauses: Iterable[int] = (),
+        what: str = "",
+    ) -> Iterator[tuple[int, int]]:
+        """The epoch's steps in runs `first, stop`, each to be made with `run` before the next.
+
+        Call `end_epoch` when it has ended or was left.
+
+        Args:
+            epoch: counted from 0.
+            every_step: one step each, for callbacks that want to see them.
+            first: the step to begin with.
+            pauses: end a run after every so many steps, counted from the first epoch on.
+            what: the epoch in words, for messages; by default its number, counted from 1.
+        """
+        self._epoch = epoch
+        self._what = what or f"epoch {epoch + 1}"
+        self._source.begin_epoch(epoch, first)
+        self._pauses = [1] if every_step else list(pauses)
+        first, stop = self._call_from(first)
+        if first == stop:
+            return
+        reading = self._source.start_reading(first, stop)
+        while first < stop:
+            self._reading, following = reading, self._call_from(stop)
+            if stop < self.steps_per_epoch:
+                reading = self._source.start_reading(*following)
+            yield first, stop
+            first, stop = following
+
+    def end_epoch(self) -> None:
+        """Call it after the last call of `run` of an epoch."""
+        self._source.end_epoch()
+
+    def run(self, first: int, stop: int, ask_to_stop: bool = False) -> tuple[int, bool]:
+        """Make the steps `first` to `stop - 1`, those that `calls` gave last.
+
+        Args:
+            first: the first one.
+            stop: the first one that is not made.
+            ask_to_stop: let all workers stop after this step, or one that they are just making.
+
+        Returns:
+            The first step that was not made, the same on every worker if any asked to stop; and
+            whether one did.
+
+        Raises:
+            NumericsError: on every worker, after the first step whose loss or gradient is not
+                finite.
+            DataError, MismatchError: what an item of a data set can cause, before it is used.
+        """
+        assert self._reading is not None
+        attendance = self._communicator.attendance
+        which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
+        attendance.where = f"{which} of {self._what}"
+        began = time.perf_counter()
+        shares, rows = self._reading()
+        self.seconds_waiting += time.perf_counter() - began
+        if ask_to_stop:
+            self.steps.ask_to_stop.assign(1)
+        began = time.perf_counter()
+        with attendance.join(stop - first):
+            result = self.steps.run(rows, shares)
+            attendance.done += int(result.steps)
+        if not result.finite.numpy():
+            made = int(result.steps)
+            rows_of_last = int(shares.batch_rows[made - 1])
+            self._report(first + made - 1, rows_of_last, bool(result.share_finite))
+        seconds = time.perf_counter() - began
+        self.seconds_running += seconds
+        self._pace(stop - first, seconds)
+        return first + int(result.steps), bool(result.stop)
+
+    def _call_from(self, first: int) -> tuple[int, int]:
+        """The steps of the call that begins with step `first`; none after the last one."""
+        steps = self.steps_per_epoch
+        stop = min(first + self._steps_per_call, steps)
+        made = self._epoch * steps + first
+        for every in self._pauses:
+            stop = min(stop, first + every - made % every)
+        return first, self._source.stop_of_call(first, stop, self.steps.same_graph)
+
+    def _pace(self, steps: int, seconds: float) -> None:
+        """Choose how many steps the next call makes.
+
+        Workers may differ: where a call makes several, no call exchanges anything of its own.
+        """
+        if not self._measured:  # the first call also initialises kernels, buffers, connections
+            self._measured = True
+            return
+        wanted = int(steps * SECONDS_PER_CALL / max(seconds, 1e-9))
+        # Not from one step to thousands: it may have been an odd one. Nor back to few, because the
+        # last of an epoch were few.
+        most = 4 * max(steps, self._steps_per_call)
+        self._steps_per_call = max(1, min(wanted, most))
+
+    def _report(self, step: int, batch_rows: int, share_finite: bool) -> None:
+        self._source.end_epoch()
+        finite = self._communicator.allgather(tf.constant([share_finite], tf.int64)).numpy()
+        blame = ", ".join(
+            f"rank {rank} (its rows: {self._source.where(step, batch_rows, rank)})"
+            for rank in range(self._communicator.size)
+            if not finite[rank]
+        )
+        raise NumericsError(
+            f"The loss or its gradient is NaN or infinite in {self._what}, step {step + 1} of "
+            f"{self.steps_per_epoch}, on "
+            f"{blame or 'no single worker: only the sum is'}. "
+            "Every worker stopped after this step. Look for NaN or very large values in those "
+            "rows, lower the learning rate, or clip the gradient (global_clipnorm)."
+        )
+
+
+class Instrument(keras.callbacks.Callback):
+    """A callback that measures a loop, or writes down what it does."""
+
+    def attach(self, communicator: Communicator, loop: Loop) -> None:
+        """Get to know the loop, before its first step."""
+        raise NotImplementedError
+
+
+def open_loop(
+    communicator: Communicator,
+    model: keras.Model,
+    source: Source,
+    stop_on_nan: bool = True,
+    *,
+    training: bool,
+) -> Loop:
+    """Compile the model's steps for the rows of `source`."""
+    bitwise = runtime.is_bitwise()
+    steps = Steps(
+        model,
+        communicator,
+        source.signature,
+        micro_batch_size=source.plan.micro_batch_size,
+        empty_shares=source.plan.has_empty_shares(communicator.size),
+        training=training,
+        bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
+        stop_on_nan=stop_on_nan,
+    )
+    return Loop(steps, source, communicator)

@@ -1,0 +1,57 @@
+"""A worker that checks the runtime, then fails: `runtime_worker.py BACKEND RANK|all|other-argv`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import tensorflow as tf
+
+from ddp_gd.comm import agree
+from ddp_gd.errors import ConfigError, MismatchError
+from ddp_gd.job import runtime
+
+
+def main(backend: str, failing: str) -> None:
+    """Check what must hold in every job, then fail where told."""
+    if failing == "other-argv" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        sys.argv.append("--epochs=7")
+    runtime.init(backend)
+    comm = runtime.communicator()
+    assert (runtime.rank(), runtime.size()) == (comm.rank, comm.size)
+    assert runtime.local_rank() == comm.local_rank
+    assert not runtime.is_bitwise()
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    assert 1 <= threads <= max(1, (os.cpu_count() or 1) // comm.size), threads
+
+    runtime.init(backend)
+    try:
+        runtime.init(backend, bitwise=True)
+        raise AssertionError("a second init with other arguments was accepted")
+    except ConfigError:
+        pass
+
+    values = agree.gather_json(comm, {"rank": comm.rank, "text": "ä" * comm.rank})
+    assert values == [{"rank": r, "text": "ä" * r} for r in range(comm.size)]
+    agree.agree(comm, {"rows": "10"})
+    try:
+        agree.agree(comm, {"rows": "10", "model": f"{min(comm.rank, 1)}" * 1000})
+        raise AssertionError("a difference was not noticed")
+    except MismatchError as error:
+        text = str(error)
+    assert "model: rank 0 has '000" in text, text
+    assert "rank 1 '111" in text, text
+    assert "rows" not in text, text
+    assert len(text) < 700, text
+    assert agree.gather_json(comm, text) == [text] * comm.size
+
+    if failing in ("all", str(comm.rank)):
+        print(f"failing at {time.time()}", flush=True)
+        raise ValueError("this is the failure")
+    while True:  # the others are in the middle of their training
+        comm.allreduce_sum([tf.ones([3])])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

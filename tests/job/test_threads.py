@@ -1,0 +1,81 @@
+"""How many cores a worker may keep busy."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from ddp_gd.job import threads
+
+
+def test_cores_of_a_host_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that may run on the same cores take an equal part of them, at least one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getppid", lambda: 0)  # no such process: nothing known about siblings
+    assert [threads.for_worker(workers) for workers in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    # Two cores each, of eight: already divided by the launcher.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3})
+    assert threads.for_worker(4) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        ({0}, {1}, 1),  # bound to one core each
+        ({0, 1}, {2, 3}, 2),
+        (set(range(8)), set(range(8)), 4),  # bound to none
+        ({0, 1, 2, 3}, {0, 1, 2, 3}, 2),  # both to the same
+    ],
+)
+@pytest.mark.parametrize("connections", [0, 1, 2])
+def test_cores_of_siblings(
+    monkeypatch: pytest.MonkeyPatch, own: set, other: set, expected: int, connections: int
+) -> None:
+    """Workers that a launcher bound to cores of their own keep them, whatever else it started."""
+    sets = {0: own, 1: own, 2: other, **{3 + n: set(range(8)) for n in range(connections)}}
+    monkeypatch.setattr(threads, "quota", lambda: math.inf)
+    monkeypatch.setattr(os, "sched_getaffinity", sets.__getitem__)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(Path, "glob", lambda *_: [Path("children")])
+    monkeypatch.setattr(Path, "read_text", lambda _: " ".join(map(str, list(sets)[1:])))
+    assert threads.for_worker(2) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, math.inf),
+        ({"a/b/cpu.max": "max 100000"}, math.inf),
+        ({"a/b/cpu.max": "150000 100000"}, 1.5),
+        # A limit further up holds below, too.
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000"}, 2),
+        ({"a/b/cpu.max": "400000 100000", "cpu.max": "300000 100000"}, 3),
+        (
+            {"cpu,cpuacct/c/cpu.cfs_quota_us": "-1", "cpu,cpuacct/c/cpu.cfs_period_us": "9"},
+            math.inf,
+        ),
+        ({"cpu,cpuacct/c/cpu.cfs_quota_us": "50", "cpu,cpuacct/c/cpu.cfs_period_us": "100"}, 0.5),
+    ],
+)
+def test_the_quota_of_a_container_is_read(
+    tmp_path: Path, files: dict[str, str], expected: float
+) -> None:
+    """The least limit of the process's control group and those around it, of either version."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    own = tmp_path / "own"
+    own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
+    assert threads.quota(tmp_path, own) == expected
+    assert threads.quota(tmp_path, tmp_path / "missing") == math.inf
+
+
+def test_a_quota_is_shared_by_the_workers_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is given more threads than its part of the container's limit, nor fewer than 1."""
+    monkeypatch.setattr(threads, "_by_affinity", lambda workers: 16 // workers)
+    monkeypatch.setattr(threads, "quota", lambda: 5.5)
+    assert [threads.for_worker(workers) for workers in (1, 2, 3, 8)] == [5, 2, 1, 1]
