@@ -188,8 +188,7 @@ def _config(program: Path) -> type:
     return getattr(config, name)
 
 
-@cache
-def _known(program: Path) -> set[str]:
+def _known(program: Path, *asked: Path) -> set[str]:
     """The options that a program's text names, and those of the modules it hands arguments to."""
     if _is_command(program):
         names = [field.name.replace("_", "-") for field in dataclasses.fields(_config(program))]
@@ -197,9 +196,9 @@ def _known(program: Path) -> set[str]:
     text = program.read_text()
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
     handed = r"(?:help_with|python -m) ((?:ddp_gd|benchmarks)\.\w+)|from ([\w.]+) import main"
-    for module in (started or imported for started, imported in re.findall(handed, text)):
-        if _source(module) != program:
-            known |= _known(_source(module))
+    for source in {_source(started or imported) for started, imported in re.findall(handed, text)}:
+        if source not in (program, *asked):
+            known |= _known(source, program, *asked)
     return known
 
 
