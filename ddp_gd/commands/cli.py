@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -16,6 +19,19 @@ from ddp_gd.comm.environment import launch
 from ddp_gd.errors import DdpGdError, exit_status
 
 Options = TypeVar("Options")
+
+# An argument of the library in a message. What stands in quotes or in a call is left as it is: it
+# was typed, was read from a file, or is Python to be typed.
+_ARGUMENT = re.compile(
+    r"""
+    (?<!\w) (?: '(?:\\.|[^'\\\n])*' | "(?:\\.|[^"\\\n])*" | `[^`\n]*` )
+    | \w\([^()\n]*\)
+    | (?<![\w./=-]) (?P<name>[a-z_]+) =
+      (?P<value> '[^'\n]*' | "[^"\n]*" | \[[^]\n]*\] | \([^)\n]*\) | [\w.+-]+? )
+      (?= [\s,;:)] | \.(?:\s|$) | $ )
+    """,
+    re.VERBOSE,
+)
 
 
 def parse(config: type[Options], command: str) -> Options:
@@ -46,9 +62,45 @@ def execute(run: Callable[[Options], None], options: Options) -> None:
     try:
         run(options)
     except (DdpGdError, KeyboardInterrupt) as error:
+        if isinstance(error, DdpGdError):
+            error.args = (translate(str(error), options), *error.args[1:])
         # Of several workers one speaks and ends them all: runtime.init() saw to that.
         if launch().size > 1 or settings.shows_traceback():
             raise
         if isinstance(error, DdpGdError):
             print(f"ddp_gd: error: {error}", file=sys.stderr)
         sys.exit(exit_status(error))
+
+
+def translate(message: str, options: Any) -> str:
+    """Name options as they are typed: `batch_size=8` becomes `--batch-size 8`.
+
+    Args:
+        message: what the library says, about its arguments.
+        options: of the command; the names of the fields are those of the library's arguments, or
+            their plurals where a field holds several values to try.
+    """
+    fields = vars(options)
+    typed = [text for value in fields.values() for text in _list(value) if "=" in str(text)]
+
+    def flag(match: re.Match[str]) -> str:
+        name = match["name"]
+        if isinstance(fields.get(f"{name}s"), tuple):
+            name += "s"
+        within = any(match[0] in str(text) and str(text) in message for text in typed)
+        if name not in fields or within:
+            return match[0]
+        try:
+            value = ast.literal_eval(match["value"])
+        except (ValueError, SyntaxError):
+            return match[0]
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            return f"--{option}" if value else f"--no-{option}"
+        return " ".join([f"--{option}", *(shlex.quote(str(word)) for word in _list(value))])
+
+    return _ARGUMENT.sub(flag, message)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
