@@ -110,18 +110,6 @@ class Communicator(Protocol):
         """
         ...
 
-    def start_timeline(self, path: str) -> bool:
-        """Let rank 0 write what every collective does from now on, until `stop_timeline`.
-
-        Returns:
-            False where the backend can't.
-        """
-        ...
-
-    def stop_timeline(self) -> None:
-        """End the timeline: the file is whole. Nothing, if there is none."""
-        ...
-
     def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a way to send messages of some whole numbers beside the collectives.
 

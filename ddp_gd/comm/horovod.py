@@ -115,15 +115,6 @@ class HorovodCommunicator:
         """Measure the collectives of the graphs traced from now on."""
         return self._order.measure(deterministic)
 
-    def start_timeline(self, path: str) -> bool:
-        """Start Horovod's timeline, which `environment.allow_timeline` made possible."""
-        hvd.start_timeline(path)
-        return True
-
-    def stop_timeline(self) -> None:
-        """Stop Horovod's timeline."""
-        hvd.stop_timeline()
-
     def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""
         if not hvd.mpi_enabled():

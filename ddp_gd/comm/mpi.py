@@ -122,13 +122,6 @@ class MpiCommunicator:
         """Measure the collectives of the graphs traced from now on."""
         return self._order.measure(deterministic)
 
-    def start_timeline(self, path: str) -> bool:
-        """There is none."""
-        return False
-
-    def stop_timeline(self) -> None:
-        """There is none."""
-
     def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a board over MPI."""
         return board.open_board(message)

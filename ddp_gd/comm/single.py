@@ -53,12 +53,5 @@ class SingleCommunicator:
         """There are no collectives to wait for."""
         return lambda: 0.0
 
-    def start_timeline(self, path: str) -> bool:
-        """There is none."""
-        return False
-
-    def stop_timeline(self) -> None:
-        """There is none."""
-
     def open_board(self, message: Sequence[int]) -> None:
         """There is nobody to send messages to."""

@@ -127,10 +127,6 @@ class TrainConfig:
     tensorboard: bool = False
     """Write what TensorBoard shows into the folder tensorboard of the results, while it trains."""
 
-    timeline: str | None = None
-    """New .json file for Horovod's timeline: what each collective waited for and took. See
-    docs/timeline.md."""
-
     out: str | None = None
     """Folder for the results; it must be new or empty, but for what the same training left there
     unfinished, with --resume. Default: a new one under runs/."""
@@ -164,8 +160,6 @@ class TrainConfig:
         for name in ("checkpoint_steps", "checkpoint_seconds", "resume"):
             if getattr(self, name) and self.checkpoint is None:
                 raise ConfigError(f"{_option(name)} needs --checkpoint FOLDER.")
-        if self.timeline is not None and not self.timeline.lower().endswith(".json"):
-            raise ConfigError(f"--timeline {self.timeline} must end in .json.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2**32 - 1.")
 

@@ -28,7 +28,6 @@ from ddp_gd.commands.config import TrainConfig
 from ddp_gd.data.dataset import Dataset
 from ddp_gd.data.preprocessing import Preprocessing
 from ddp_gd.errors import ConfigError
-from ddp_gd.files import require_new_file
 from ddp_gd.job import bitwise, threads
 from ddp_gd.reporting import page
 from ddp_gd.reporting.plots import draw_losses
@@ -124,20 +123,6 @@ def with_folder(setting: Setup) -> Setup:
     with explained(setting.folder):
         folder = make(setting.folder, setting.config.resume)
         return dataclasses.replace(setting, folder=folder)
-
-
-def new_timeline(config: TrainConfig) -> str:
-    """The file for Horovod's timeline: the one asked for, or with `resume` the next free one.
-
-    Raises:
-        ConfigError: it exists already, or can't be made.
-    """
-    assert config.timeline is not None
-    chosen = Path(config.timeline)
-    if config.resume:  # the one from before the interruption stays
-        chosen = next(file for file in _numbered(chosen) if not file.exists())
-    require_new_file("--timeline", str(chosen))
-    return str(chosen)
 
 
 def _numbered(path: Path) -> Iterator[Path]:

@@ -10,11 +10,10 @@ from typing import Any
 import keras
 
 from ddp_gd.comm import agree
-from ddp_gd.comm.environment import allow_timeline
 from ddp_gd.commands import models, results
 from ddp_gd.commands.config import TrainConfig
 from ddp_gd.commands.task import Part, Task
-from ddp_gd.errors import ConfigError, NumericsError
+from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime
 from ddp_gd.reporting.times import Times
 from ddp_gd.training import snapshot
@@ -32,15 +31,10 @@ def run(config: TrainConfig) -> None:
     Raises:
         DdpGdError: something can't be used; nothing has been written.
     """
-    if config.timeline is not None:
-        allow_timeline()
     runtime.init(backend=config.backend, bitwise=config.bitwise)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
     folder = results.new_folder(config.out, config.resume) if leader else Path()
-    timeline = config.timeline
-    if timeline is not None and leader:
-        timeline = results.new_timeline(config)
     checkpoint = _checkpoint(config)
     seed = None
     if checkpoint is not None and config.seed is None:
@@ -72,11 +66,6 @@ def run(config: TrainConfig) -> None:
         if leader:
             setting = results.with_folder(setting)
         callbacks.append(keras.callbacks.TensorBoard(setting.folder / "tensorboard"))
-    if timeline is not None and not communicator.start_timeline(timeline):
-        raise ConfigError(
-            f"--timeline {timeline} needs Horovod, and the workers talk through "
-            f"{communicator.name!r}. Start it with: horovodrun -np 2 python -m ddp_gd.train"
-        )
     if checkpoint is not None:
         checkpoint = dataclasses.replace(checkpoint, about=_about(task, config))
     x, y, sample_weight = task.data["training"]
@@ -95,7 +84,6 @@ def run(config: TrainConfig) -> None:
         checkpoint=checkpoint,
     )
 
-    communicator.stop_timeline()
     metric = "accuracy" if task.is_classification else "mean_absolute_error"
     in_own_units = models.in_target_units(model, task.y_scaling)
     final = _evaluate(in_own_units, model.loss, metric, task.data_in_own_units())

@@ -5,7 +5,6 @@ import html.parser
 import json
 import shutil
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import keras
@@ -14,10 +13,7 @@ import tensorflow as tf
 from jobs import run_job
 from run_command import run_command
 
-from ddp_gd import train
 from ddp_gd.batching.plan import Plan
-from ddp_gd.commands import results
-from ddp_gd.commands.config import TrainConfig
 from ddp_gd.job import runtime
 from ddp_gd.training.callbacks import Hooks
 
@@ -30,8 +26,10 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     out = folder / "run"
     arguments = ["--epochs", "4", "--batch-size", "30", "--seed", "1", "--out", str(out)]
-    arguments += ["--tensorboard", "--timeline", str(folder / "timeline.json")]
-    done = run_job(2, ["-m", "ddp_gd.train", *arguments], timeout=300)
+    timeline = {"HOROVOD_TIMELINE": str(folder / "timeline.json")}
+    done = run_job(
+        2, ["-m", "ddp_gd.train", *arguments, "--tensorboard"], env=timeline, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -290,31 +288,6 @@ def test_timeline_has_every_reduction(trained):
     assert names.count("MPI_ALLREDUCE") >= 4 * 14
     assert names.count("NEGOTIATE_ALLREDUCE") == names.count("ALLREDUCE")
     assert {"0", "1"} <= set(names)
-
-
-def test_timeline_needs_horovod_and_a_new_file(tmp_path, monkeypatch, capsys):
-    """One process has no timeline, and a file that exists is not written over."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HOROVOD_TIMELINE", raising=False)
-    (tmp_path / "old.json").write_text("kept")
-    for name, message in (("t.json", "--timeline t.json needs Horovod"), ("old.json", "exists")):
-        monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "1", "--timeline", name])
-        with pytest.raises(SystemExit) as end:
-            train.main()
-        assert end.value.code == 2
-        assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
-    assert (tmp_path / "old.json").read_text() == "kept"
-
-
-def test_a_resumed_training_keeps_the_timeline_from_before(tmp_path):
-    """It writes the next one: a supervised job starts again with the same arguments."""
-    file = tmp_path / "t.json"
-    config = TrainConfig(timeline=str(file), checkpoint="saved", resume=True)
-    assert results.new_timeline(config) == str(file)
-    file.touch()
-    (tmp_path / "t-2.json").touch()
-    assert results.new_timeline(config) == str(tmp_path / "t-3.json")
 
 
 @pytest.mark.parametrize(
