@@ -157,3 +157,44 @@ class Plan:
             ).astype(np.int32),
             micro_batches=np.array(micro_batches, np.int32),
         )
+
+
+def plan_of(
+    rows: int,
+    batch_size: int | str,
+    micro_batch_size: int | None = None,
+    shuffle: bool | Literal["batch"] = False,
+    seed: int = 0,
+    *,
+    bitwise: bool = False,
+) -> Plan:
+    """Plan a training on the rows of arrays.
+
+    Args:
+        rows: observations in the training data.
+        batch_size: observations in one global mini-batch, or `"full"` for all there are.
+        micro_batch_size: as `Plan` has it.
+        shuffle: as `Plan` has it.
+        seed: as `Plan` has it.
+        bitwise: whether a mini-batch has micro-batches where no size is given, too.
+
+    Raises:
+        ConfigError: a size that can't be used.
+    """
+    if batch_size == "full":
+        batch_size = rows
+    elif isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
+    elif batch_size > rows:
+        raise ConfigError(
+            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
+            f"{rows} or less, or 'full' for one update an epoch."
+        )
+    if micro_batch_size is None and bitwise:
+        micro_batch_size = bitwise_micro_batch_size(int(batch_size))
+    return Plan(rows, int(batch_size), micro_batch_size, shuffle, seed)
+
+
+def bitwise_micro_batch_size(batch_size: int) -> int:
+    """Rows of a micro-batch where none were asked for: eight pieces or more, of at most 128."""
+    return max(1, min(128, batch_size // 8))

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from ddp_gd.batching.array_source import ArraySource
 from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.item_source import ItemSource
 from ddp_gd.batching.items import is_dataset, open_items
-from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.plan import Plan, bitwise_micro_batch_size, plan_of
 from ddp_gd.batching.source import Source
 from ddp_gd.batching.split import train_validation_split
 from ddp_gd.comm import agree
@@ -62,9 +61,9 @@ def for_training(
     seed = agree.shared_seed(communicator, seed) if shuffle else 0
     if not is_dataset(data[0]):
         arrays = Arrays(*data, class_weight)
-        size = _batch_size(batch_size, arrays.rows)
-        pieces = _micro_batch_size(micro_batch_size, size)
-        return ArraySource(arrays, Plan(arrays.rows, size, pieces, shuffle, seed), communicator)
+        bitwise = runtime.is_bitwise()
+        plan = plan_of(arrays.rows, batch_size, micro_batch_size, shuffle, seed, bitwise=bitwise)
+        return ArraySource(arrays, plan, communicator)
     refuse_beside_items(*data, batch_size)
     if shuffle not in (True, False):
         raise ConfigError(
@@ -134,24 +133,6 @@ def refuse_beside_items(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> 
 
 def _kind(x: Any) -> str:
     return "PyDataset" if isinstance(x, keras.utils.PyDataset) else "tf.data.Dataset"
-
-
-def _batch_size(batch_size: int | str, rows: int) -> int:
-    if batch_size == "full":
-        return rows
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-        raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
-    if batch_size > rows:
-        raise ConfigError(
-            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
-            f"{rows} or less, or 'full' for one update an epoch."
-        )
-    return int(batch_size)
-
-
-def bitwise_micro_batch_size(batch_size: int) -> int:
-    """Rows of a micro-batch where none were asked for: eight pieces or more, of at most 128."""
-    return max(1, min(128, batch_size // 8))
 
 
 def _micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int | None:
