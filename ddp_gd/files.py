@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from ddp_gd.errors import ConfigError
 
-PARTIAL = ".partial"  # ends the name of a file that is being written
+PARTIAL = ".partial"  # ends the names of files that are being written
 
 
 class ArrayWriter:
@@ -57,8 +58,11 @@ class ArrayWriter:
         return self.rows * self._dtype.itemsize * math.prod(self._row_shape)
 
     def close(self) -> dict[str, Any]:
-        """Return when everything is on the disk: where the values begin, and the SHA-256 of them
-        and of what stands before them."""
+        """Return when everything is on the disk.
+
+        Returns:
+            Where the values begin, and the SHA-256 of them and then of what stands before them.
+        """
         self._file.seek(0)
         header = self._write_header()  # as long: NumPy leaves room for the number of rows
         assert len(header) == self._offset
@@ -82,63 +86,72 @@ class ArrayWriter:
         return header.getvalue()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(name, path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def write(path: Path, content: bytes) -> None:
+    """Write a file: afterwards it is whole and on the disk, or what was there before is."""
+    descriptor, partial = tempfile.mkstemp(PARTIAL, f"{path.name}.", path.parent)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as `write` does."""
+    write(path, json.dumps(content).encode())
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give another path to write a file at; when all went well it is moved to its own.
+
+    Raises:
+        FileExistsError: another program has made the file meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.absolute().parent) as name:
+        partial = Path(name) / path.name
+        yield partial
+        sync(partial)
+        if path.exists():
+            raise FileExistsError(f"{path} was made by another program meanwhile")
+        partial.rename(path)
+    sync(path.absolute().parent)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that stays where the machine stops, with those above it."""
+    """Make a folder and those above it; their names are on the disk, too."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in new:
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
 
-def write(folder: int, name: str, content: bytes) -> None:
-    """Write a new file in the open folder: afterwards it is whole, on the disk, or not there."""
-    partial = name + PARTIAL
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(partial, flags, mode=0o600, dir_fd=folder)
+def sync(path: Path) -> None:
+    """Return when a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with open(descriptor, "wb", buffering=0) as file:
-            left_to_write = memoryview(content)
-            while left_to_write:
-                left_to_write = left_to_write[file.write(left_to_write) :]
-            os.fsync(descriptor)
-        os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial, dir_fd=folder)
-        raise
-    os.fsync(folder)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def require_new_file(option: str, name: str) -> None:
+def require_new_file(argument: str, path: str) -> None:
     """Refuse a file to write that exists already, or can't be made.
 
     Raises:
-        ConfigError: quoting the option.
+        ConfigError: it quotes the argument.
     """
-    path = Path(name)
-    folder = path.absolute().parent
-    if path.exists():
-        raise ConfigError(f"{option} {name} exists already; give a new file, so nothing is lost.")
+    folder = Path(path).absolute().parent
+    given = f"{argument}={path!r}"
+    if Path(path).exists():
+        raise ConfigError(f"{given} exists already; give a new file, so nothing is lost.")
     if not folder.is_dir():
-        raise ConfigError(f"{option} {name}: there is no folder {folder}; make it.")
+        raise ConfigError(f"{given}: there is no folder {folder}; make it.")
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{option} {name} can't be written: the folder is read-only for you.")
+        raise ConfigError(f"{given} can't be written: the folder is read-only for you.")

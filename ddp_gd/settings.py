@@ -1,4 +1,11 @@
-"""Every environment variable of this package, read in one place."""
+"""Every environment variable of this package, read in one place.
+
+DDP_GD_CACHE: folder for converted data; default: ddp_gd/data in the user's folder of caches.
+DDP_GD_CACHE_BYTES: how many bytes it may hold; default: 64 GB.
+DDP_GD_STALL_SECONDS: how long a worker may say nothing before the job is ended; 0: for ever.
+DDP_GD_TRACE: folder for what `verify` compares; it is set by that command alone.
+DDP_GD_TRACEBACK: 1 shows errors of this package with a traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +15,20 @@ from pathlib import Path
 from ddp_gd.errors import ConfigError
 
 DEFAULT_CACHE_LIMIT = 64 * 10**9  # bytes
+DEFAULT_STALL_SECONDS = 120.0
+TRACE = "DDP_GD_TRACE"
 
 
 def cache_folder() -> Path:
-    """`$DDP_GD_CACHE`, or the user's folder for such things."""
-    chosen = os.environ.get("DDP_GD_CACHE")
-    if chosen:
+    """The folder for converted data."""
+    if chosen := os.environ.get("DDP_GD_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ddp_gd" / "data"
 
 
 def cache_limit() -> int:
-    """`$DDP_GD_CACHE_BYTES`, or 64 GB.
+    """How many bytes that folder may hold.
 
     Raises:
         ConfigError: it is not a whole number.
@@ -31,24 +39,8 @@ def cache_limit() -> int:
     return int(text)
 
 
-def shows_traceback() -> bool:
-    """Tell whether errors of this package shall come with a traceback (`DDP_GD_TRACEBACK=1`)."""
-    return os.environ.get("DDP_GD_TRACEBACK") == "1"
-
-
-TRACE = "DDP_GD_TRACE"  # names the folder; set by verify alone
-
-
-def trace_folder() -> Path | None:
-    """The folder that verify asks for a trace in, if it does."""
-    return Path(os.environ[TRACE]) if os.environ.get(TRACE) else None
-
-
-DEFAULT_STALL_SECONDS = 120.0  # seconds
-
-
 def stall_seconds() -> float:
-    """The value of DDP_GD_STALL_SECONDS, or the default.
+    """How long a worker may say nothing; 0 for ever.
 
     Raises:
         ConfigError: it isn't a number of seconds.
@@ -63,3 +55,13 @@ def stall_seconds() -> float:
             f"DDP_GD_STALL_SECONDS={text!r} must be a number of seconds, 0 for no limit."
         )
     return limit
+
+
+def trace_folder() -> Path | None:
+    """The folder for what `verify` compares, if that command asks for it."""
+    return Path(os.environ[TRACE]) if os.environ.get(TRACE) else None
+
+
+def shows_traceback() -> bool:
+    """Whether errors of this package come with a traceback."""
+    return os.environ.get("DDP_GD_TRACEBACK") == "1"

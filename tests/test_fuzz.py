@@ -262,13 +262,13 @@ def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         npy_files.open_npy(npy)
     path = tmp_path / "wide.npz"
     path.write_bytes(npz())
-    monkeypatch.setattr(npy_files, "_MOST_AT_ONCE", 8)
+    monkeypatch.setattr(npy_files, "MOST_AT_ONCE", 8)
     with pytest.raises(DataError, match=r"wide\.npz: 'x' of shape \(20, 3\) has rows of 12 bytes"):
         ddp_gd.load(str(path))
     monkeypatch.undo()
     fortran = np.asfortranarray(np.ones((20, 3)))
     np.savez(path, x=fortran, y=np.arange(20))
-    monkeypatch.setattr(npy_files, "_MOST_AT_ONCE", 479)
+    monkeypatch.setattr(npy_files, "MOST_AT_ONCE", 479)
     with pytest.raises(DataError, match=r"wide\.npz: 'x' has 480 bytes in Fortran's order"):
         ddp_gd.load(str(path))
     monkeypatch.undo()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ddp_gd.data import load
 from ddp_gd.data.dataset import Dataset
 from ddp_gd.data.request import KERAS, Request
 from ddp_gd.errors import ConfigError, DataError, ModelError
-from ddp_gd.files import ArrayWriter, require_new_file
+from ddp_gd.files import ArrayWriter, new_file, require_new_file
 from ddp_gd.job import runtime
 from ddp_gd.training.predict import predict
 
@@ -39,7 +38,7 @@ def run(config: PredictConfig) -> None:
     leader = runtime.rank() == 0
     out = Path(config.out)
     if leader:
-        require_new_file("--out", config.out)
+        require_new_file("out", config.out)
     about = models.read_about(Path(config.model))
     model = _load(config.model)
     dataset = load.fetch(_request(config, about), config.cache)
@@ -156,19 +155,7 @@ def _ignore(predictions: np.ndarray) -> None:
 def _writer(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray], None]]:
     """Write predictions to a new file that is whole or not there."""
     try:
-        with _partial(out, about) as write:
-            yield write
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"--out {out} can't be written ({error}): make room, or choose another folder."
-        ) from error
-
-
-@contextlib.contextmanager
-def _partial(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray], None]]:
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as name:
-        partial = Path(name) / out.name
-        with contextlib.ExitStack() as files:
+        with new_file(out) as partial, contextlib.ExitStack() as files:
             if out.suffix.lower() == ".npy":
                 array: ArrayWriter | None = None
 
@@ -193,9 +180,10 @@ def _partial(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray]
                     table.write_table(columns)
 
                 yield write
-        if out.exists():
-            raise ConfigError(f"--out {out} was made by another program meanwhile.")
-        partial.rename(out)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"--out {out} can't be written ({error}): make room, or choose another folder."
+        ) from error
 
 
 def _chances(values: np.ndarray, about: dict[str, Any]) -> np.ndarray:

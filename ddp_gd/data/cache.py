@@ -14,12 +14,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from ddp_gd.errors import DataError
-from ddp_gd.files import sync_folder, write_json
+from ddp_gd.files import sync, write_json
 
 _RECORD = "data.json"
 _SEEN = "seen.json"
@@ -41,36 +41,29 @@ class Cache:
         self.folder = folder
         self.limit = limit
 
-    def digest(self, path: Path) -> Iterator[int | str]:
-        """Hash a file's content, or remember the hash of a file that has not changed since.
-
-        Yields:
-            Bytes read so far; at last the SHA-256, hexadecimal.
-        """
+    def digest(self, path: Path) -> Generator[int, None, str]:
+        """Hash a file as `hash_file` does, or remember the hash if it has not changed since."""
         before = identity(path)
         note = self.folder / "files" / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             noted = json.loads(note.read_text())
             if noted["identity"] == before:
-                yield str(noted["sha256"])
-                return
-        digest: int | str = 0
-        for digest in hash_file(path):
-            if isinstance(digest, int):
-                yield digest
+                return str(noted["sha256"])
+        digest = yield from hash_file(path)
         if identity(path) != before:
-            raise DataError(f"{path} changed while it was read: start again when it is complete")
+            raise DataError(f"{path} changed while it was read: start again when it is complete.")
         if time.time_ns() - max(before[2:4]) > _RACY:
             with contextlib.suppress(OSError):
                 _make_private(note.parent)
                 write_json(note, {"identity": before, "sha256": digest})
-        yield digest
+        return digest
 
-    def find(self, key: str) -> Path | None:
-        """The folder of an entry, if it is there and whole; a damaged one is removed, loudly."""
+    def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and record of an entry that is there and whole; a damaged one is removed."""
         entry = self.folder / key
         try:
-            files = read_record(entry)["files"]
+            record = _read_record(entry)
+            files = record["files"]
             identities = {name: identity(entry / name) for name in files}
             seen = {}
             with contextlib.suppress(OSError, ValueError):
@@ -88,7 +81,7 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = error
         else:
-            return entry
+            return entry, record
         print(f"ddp_gd: the cached data in {entry} are damaged ({problem}); converting again.")
         shutil.rmtree(entry, ignore_errors=True)
         return None
@@ -105,9 +98,9 @@ class Cache:
             return Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         except OSError as error:
             raise DataError(
-                f"the cache for converted data, {self.folder}, can't be written "
-                f"({error.strerror}): set DDP_GD_CACHE to a folder that "
-                "can, or do without (--no-cache, cache=False)"
+                f"The cache for converted data, {self.folder}, can't be written "
+                f"({error.strerror}): set DDP_GD_CACHE to a folder that can, or do without "
+                "(cache=False)."
             ) from error
 
     def keep(
@@ -118,8 +111,8 @@ class Cache:
         Args:
             folder: from `begin`, with the files, which are on the disk.
             key: of the entry.
-            record: what else is to be known of it.
-            files: of each file by name, what `ArrayWriter.close` returned.
+            record: what is known of the data.
+            files: what `ArrayWriter.close` returned of each file, by name.
 
         Returns:
             The entry's folder; another process may have made it in the meantime.
@@ -127,13 +120,13 @@ class Cache:
         record = record | {"files": files}
         write_json(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
         write_json(folder / _SEEN, {name: identity(folder / name) for name in files})
-        sync_folder(folder)
+        sync(folder)
         entry = self.folder / key
         try:
             folder.rename(entry)
         except OSError:  # another process was quicker
             shutil.rmtree(folder, ignore_errors=True)
-        sync_folder(self.folder)
+        sync(self.folder)
         self._make_room(entry)
         return entry
 
@@ -162,12 +155,7 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_record(entry: Path) -> dict[str, Any]:
-    """What is known of an entry.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: it is not there, or damaged.
-    """
+def _read_record(entry: Path) -> dict[str, Any]:
     written = json.loads((entry / _RECORD).read_text())
     if written["sha256"] != _sha256(written["record"]):
         raise ValueError(f"{_RECORD} has another checksum")
@@ -179,8 +167,15 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def hash_file(path: Path) -> Iterator[int | str]:
-    """Read a file; yields how many bytes have been read, and at last the SHA-256, hexadecimal."""
+def hash_file(path: Path) -> Generator[int, None, str]:
+    """Hash a file's content.
+
+    Yields:
+        How many bytes have been read.
+
+    Returns:
+        The SHA-256, hexadecimal.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
@@ -188,12 +183,12 @@ def hash_file(path: Path) -> Iterator[int | str]:
                 digest.update(piece)
                 yield file.tell()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    yield digest.hexdigest()
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
 
 
 def _values_sha256(path: Path, offset: int) -> str:
-    """Of everything from the first value on, and then of what stands before it."""
+    """Hash what `ArrayWriter` hashed: the values, and then what stands before them."""
     with path.open("rb") as file:
         file.seek(offset)
         digest = hashlib.file_digest(file, "sha256")
@@ -204,14 +199,8 @@ def _values_sha256(path: Path, offset: int) -> str:
 
 def identity(path: Path) -> list[int]:
     """What changes whenever a file's content does."""
-    status = path.stat()
-    return [
-        status.st_dev,
-        status.st_ino,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_size,
-    ]
+    found = path.stat()
+    return [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size]
 
 
 def _make_private(folder: Path) -> None:

@@ -20,7 +20,7 @@ from ddp_gd.errors import DataError
 Kind = Literal["number", "boolean", "text"]
 
 BLOCK_BYTES = 1 << 22  # a CSV row, the header too, must fit into one block
-_FIRST_BYTES = 1 << 20  # by which the kinds of the columns are told
+FIRST_BYTES = 1 << 20  # by which the kinds of the columns are told
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 BOOLEANS = ("false", "true")
@@ -40,7 +40,7 @@ def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
                 raise DataError(
                     f"{path}: the row that begins on line {ended + 1} has more than "
                     f"{BLOCK_BYTES:,} characters: end every row with a line break, and close its "
-                    "quotes"
+                    "quotes."
                 )
             yield line
 
@@ -58,10 +58,10 @@ def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataError(
-            f"{path} is not UTF-8 text (it has a byte 0x{byte:02x}): save it as CSV in UTF-8"
+            f"{path} is not UTF-8 text (it has a byte 0x{byte:02x}): save it as CSV in UTF-8."
         ) from error
     except (csv.Error, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 def read_header(path: Path) -> tuple[list[str], int]:
@@ -70,20 +70,20 @@ def read_header(path: Path) -> tuple[list[str], int]:
         line, header = next(rows, (0, []))
         filled = next(rows, None) is not None
     if not header:
-        raise DataError(f"{path} is empty: it needs a header line and rows of numbers")
+        raise DataError(f"{path} is empty: it needs a header line and rows of numbers.")
     if "" in header:
         raise DataError(
             f"{path}: column {header.index('') + 1} has no name: name it in the header, or "
-            "remove it (a column of row numbers is not a feature)"
+            "remove it (a column of row numbers is not a feature)."
         )
     duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
     if duplicates:
         raise DataError(
             f"{path} has more than one column called {', '.join(map(repr, duplicates))}: "
-            "give each column its own name"
+            "give each column its own name."
         )
     if not filled:
-        raise DataError(f"{path} has a header but no rows: add at least one row of numbers")
+        raise DataError(f"{path} has a header but no rows: add at least one row of numbers.")
     return header, line
 
 
@@ -116,11 +116,11 @@ def _open_csv(
 def kinds_of(path: Path, names: Sequence[str]) -> dict[str, Kind]:
     """What the columns hold, by the first rows; the others must hold the same."""
     try:
-        reader, _ = _open_csv(path, dict.fromkeys(names, pa.string()), _FIRST_BYTES, [])
+        reader, _ = _open_csv(path, dict.fromkeys(names, pa.string()), FIRST_BYTES, [])
         first = reader.read_next_batch()
     except (pa.ArrowInvalid, StopIteration, OSError) as error:
         explain(path, {}, may_miss=False, remedy="")
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
+        raise DataError(f"{path} cannot be read as a table: {error}.") from error
     return {name: _kind(column) for name, column in zip(names, first.columns, strict=True)}
 
 
@@ -158,9 +158,9 @@ def blocks(
                 yield batch.columns, file.tell()
     except (pa.ArrowInvalid, OSError) as error:
         explain(path, kinds, may_miss, remedy)
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
+        raise DataError(f"{path} cannot be read as a table: {error}.") from error
     except MemoryError as error:
-        raise DataError(f"{path} cannot be read in the memory there is: {error}") from error
+        raise DataError(f"{path} cannot be read in the memory there is: {error}.") from error
 
 
 def explain(path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str) -> None:
@@ -196,7 +196,7 @@ def _explain_rows(
         if len(row) != len(header):
             raise DataError(
                 f"{path}: data row {data_row} (line {line}) has {len(row)} cells where the "
-                f"header has {len(header)} columns: check its commas and quotes"
+                f"header has {len(header)} columns: check its commas and quotes."
             )
         for name, cell in zip(header, row, strict=True):
             if name not in kinds or cell in missing:
@@ -223,5 +223,8 @@ def _explain_rows(
         if empty < bad:
             remedy = "Replace it, or remove the row or column"
         if textual:
-            remedy += f"; or --categorical {blamed}" if len(blamed) < 20 else "; or --categorical"
-        raise DataError(f"{path}: {count}{first}. {remedy}")
+            listed = (
+                f"give categorical={[blamed]!r}" if len(blamed) < 20 else "take it as categorical"
+            )
+            remedy += f"; or {listed}"
+        raise DataError(f"{path}: {count}{first}. {remedy}.")

@@ -71,9 +71,9 @@ def open_prepared(folder: Path, record: dict[str, Any], source: str) -> Dataset:
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
-            raise DataError(f"{path} has vanished meanwhile: start again") from error
+            raise DataError(f"{path} has vanished meanwhile: start again.") from error
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}, of {source}, can't be mapped: {error}") from error
+            raise DataError(f"{path}, of {source}, can't be mapped: {error}.") from error
         if name == "sample_weight":
             return found.reshape(-1)
         return found.reshape(-1, 1) if found.ndim == 1 else found

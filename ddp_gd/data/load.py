@@ -82,16 +82,12 @@ def fetch(request: Request, cache: bool = True) -> Dataset:
     communicator = runtime.communicator()
     if communicator.size > 1:
         asked = json.dumps(dataclasses.asdict(request), default=str)
-        agree.agree(communicator, {"ddp_gd.load": asked})
+        agree.require_same_facts(communicator, {"ddp_gd.load": asked})
     prepared: Prepared | None = None
 
     def work() -> Iterator[float]:
         nonlocal prepared
-        for state in prepare(request, cache):
-            if isinstance(state, Prepared):
-                prepared = state
-            else:
-                yield state
+        prepared = yield from prepare(request, cache)
 
     once_per_host(communicator, work, f"converting {request.name}")
     try:
@@ -111,7 +107,7 @@ def _open_on_all(
     communicator: Communicator, request: Request, prepared: Prepared | None
 ) -> Dataset:
     """Open on every worker what one worker of its host prepared."""
-    here = [socket.gethostname(), _boot()]
+    here = [socket.gethostname(), boot_id()]
     folder = None if prepared is None else str(prepared.folder)
     record = None if prepared is None else prepared.record
     if communicator.size > 1:
@@ -121,7 +117,8 @@ def _open_on_all(
     assert record is not None
     dataset = open_prepared(Path(folder), record, request.name)
     if communicator.size > 1:
-        agree.agree(communicator, {"data (SHA-256)": dataset.key})  # all have it open now
+        # All have it open now.
+        agree.require_same_facts(communicator, {"data (SHA-256)": dataset.key})
     return dataset
 
 
@@ -162,7 +159,7 @@ def once_per_host(
         sys.stderr.write("\n")
 
 
-def _boot() -> str:
+def boot_id() -> str:
     """What tells this host's kernel from others with the same name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddp_gd.errors import DataError
 
-_BLOCK_VALUES = 1 << 20  # values turned into float64 at a time (8 MiB)
+BLOCK_VALUES = 1 << 20  # values turned into float64 at a time (8 MiB)
 _MOST_PIECES = 1024
 
 
@@ -77,7 +77,7 @@ def pieces(rows: int, row_values: int) -> list[slice]:
     Returns:
         At most 1,024 slices, each of a multiple of what is turned into float64 at a time.
     """
-    block = max(1, _BLOCK_VALUES // row_values)
+    block = max(1, BLOCK_VALUES // row_values)
     blocks = -(-rows // block)
     size = block * -(-blocks // _MOST_PIECES)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -87,7 +87,7 @@ def measure(
     take: Callable[[slice], np.ndarray], piece: slice, row_values: int, shift: np.ndarray
 ) -> Moments:
     """Moments of one of the `pieces`, which `take` reads rows of; about 8 MiB at a time."""
-    block = max(1, _BLOCK_VALUES // row_values)
+    block = max(1, BLOCK_VALUES // row_values)
     starts = range(piece.start, piece.stop, block)
     return together([Moments.of(take(slice(s, min(s + block, piece.stop))), shift) for s in starts])
 
@@ -135,12 +135,12 @@ class Normalizer:
         array = np.asarray(array)
         if array.ndim < 2 or array.size == 0:
             raise DataError(
-                f"an array of shape {array.shape} cannot be normalised: it needs at least one row "
-                "and a last axis of columns, shape (rows, ..., columns)"
+                f"An array of shape {array.shape} cannot be normalised: it needs at least one row "
+                "and a last axis of columns, shape (rows, ..., columns)."
             )
         if np.isnan(array).any():
             column = int(np.isnan(array).reshape(-1, array.shape[-1]).any(axis=0).argmax())
-            raise DataError(f"column {column} (counted from 0) has values that are not finite")
+            raise DataError(f"Column {column} (counted from 0) has values that are not finite.")
         row_values = array[0].size
         cut = pieces(len(array), row_values)
         shift = some_value(array[:1])
@@ -170,8 +170,8 @@ class Normalizer:
             if count[column] == 0:
                 problem = "has no value in the training rows"
             raise DataError(
-                f"column {named} cannot be normalised: it {problem}. Replace them, change the "
-                "unit, or leave the column out"
+                f"Column {named} cannot be normalised: it {problem}. Replace them, change the "
+                "unit, or leave the column out."
             )
         return cls(mean=mean, scale=np.where(variance > 0, np.sqrt(variance), 1.0))
 
@@ -183,7 +183,7 @@ class Normalizer:
         """
         array = self._check(array)
         result = np.empty(array.shape, np.float32)
-        rows = max(1, _BLOCK_VALUES * len(array) // max(1, array.size))
+        rows = max(1, BLOCK_VALUES * len(array) // max(1, array.size))
         for start in range(0, len(array), rows):
             block = array[start : start + rows].astype(np.float64)
             result[start : start + rows] = (block - self.mean) / self.scale
@@ -201,7 +201,7 @@ class Normalizer:
         array = np.asarray(array)
         if array.ndim < 2 or array.shape[-1:] != self.mean.shape:  # else NumPy might broadcast
             raise DataError(
-                f"an array of shape {array.shape} does not fit a normaliser of "
-                f"{len(self.mean)} columns: give shape (rows, ..., {len(self.mean)})"
+                f"An array of shape {array.shape} does not fit a normaliser of "
+                f"{len(self.mean)} columns: give shape (rows, ..., {len(self.mean)})."
             )
         return array

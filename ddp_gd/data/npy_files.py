@@ -17,7 +17,7 @@ from ddp_gd.errors import DataError
 
 _BLOCK_BYTES = 1 << 22
 _MOST_HEADER = 1 << 16
-_MOST_AT_ONCE = 1 << 30  # a row, and an array in Fortran's order, is read as a whole
+MOST_AT_ONCE = 1 << 30  # a row, and an array in Fortran's order, is read as a whole
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -46,13 +46,11 @@ def npz_arrays(path: Path, with_targets: bool) -> dict[str, tuple[tuple[int, ...
             names = ["x", "y"] if with_targets else ["x"]
             if with_targets and "sample_weight.npy" in archive.namelist():
                 names.append("sample_weight")
-            found = {name: _check_member(archive, name, path) for name in names}
+            return {name: _check_member(archive, name, path) for name in names}
     except DataError:
         raise
     except _BROKEN as error:
         raise _broken_npz(path, error) from error
-    _require_equal_rows(path, {name: shape[0] for name, (shape, _) in found.items()})
-    return found
 
 
 def npz_blocks(path: Path, name: str) -> Iterator[np.ndarray]:
@@ -90,7 +88,7 @@ def open_npy(path: Path) -> np.ndarray:
         raise
     except _BROKEN as error:
         raise DataError(
-            f"{path} is not a whole .npy file ({error}): write it again with numpy.save"
+            f"{path} is not a whole .npy file ({error}): write it again with numpy.save."
         ) from error
 
 
@@ -123,7 +121,7 @@ def _finite(blocks: Iterator[np.ndarray], name: str, source: Path | str) -> Iter
             raise DataError(
                 f"{source}: {count} of the values of {name!r} are not finite; the first is "
                 f"{value} at {name}[{', '.join(map(str, where))}] (counted from 0). Replace them, "
-                "or remove their rows"
+                "or remove their rows."
             )
         first += len(block)
         yield block
@@ -159,17 +157,17 @@ def _check_member(
         held = ", ".join(repr(member.removesuffix(".npy")) for member in members) or "nothing"
         raise DataError(
             f"{path} has no array {name!r}; it holds {held}. "
-            "Write it with numpy.savez(path, x=..., y=...)"
+            "Write it with numpy.savez(path, x=..., y=...)."
         )
     with archive.open(f"{name}.npy") as member:
         shape, fortran, dtype = _read_header(member)
         header_bytes = member.tell()
     held_bytes = archive.getinfo(f"{name}.npy").file_size - header_bytes
     _check_array(f"{path}: {name!r}", shape, dtype, held_bytes)
-    if fortran and len(shape) > 1 and held_bytes > _MOST_AT_ONCE:
+    if fortran and len(shape) > 1 and held_bytes > MOST_AT_ONCE:
         raise DataError(
             f"{path}: {name!r} has {held_bytes} bytes in Fortran's order, its rows scattered: at "
-            f"most {_MOST_AT_ONCE} can be read so. Write it as numpy.ascontiguousarray(...)"
+            f"most {MOST_AT_ONCE} can be read so. Write it as numpy.ascontiguousarray(...)."
         )
     return shape, dtype
 
@@ -177,39 +175,31 @@ def _check_member(
 def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) -> None:
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataError(
-            f"{what} has dtype {dtype}: use booleans, integers or floats of at most 64 bits"
+            f"{what} has dtype {dtype}: use booleans, integers or floats of at most 64 bits."
         )
     if not shape:
-        raise DataError(f"{what} is a single number: it needs rows, shape (rows, ...)")
+        raise DataError(f"{what} is a single number: it needs rows, shape (rows, ...).")
     if min(shape) < 1:
         kind = "rows" if shape[0] < 1 else "values in a row"
-        raise DataError(f"{what} has no {kind} (shape {shape}): add some")
+        raise DataError(f"{what} has no {kind} (shape {shape}): add some.")
     # An array that claims more than its file holds must not be allocated.
     declared = math.prod(shape) * dtype.itemsize
     if declared != held:
         raise DataError(
             f"{what} of shape {shape} needs {declared} bytes but the file holds {held}: the file "
-            "is damaged, write it again"
+            "is damaged, write it again."
         )
-    if declared // shape[0] > _MOST_AT_ONCE:
+    if declared // shape[0] > MOST_AT_ONCE:
         raise DataError(
             f"{what} of shape {shape} has rows of {declared // shape[0]} bytes: at most "
-            f"{_MOST_AT_ONCE} can be read; the first dimension is the rows, check it"
+            f"{MOST_AT_ONCE} can be read; the first dimension is the rows, check it."
         )
-
-
-def _require_equal_rows(path: Path, rows: dict[str, int]) -> None:
-    for name, count in rows.items():
-        if count != rows["x"]:
-            raise DataError(
-                f"{path}: 'x' has {rows['x']} rows but {name!r} has {count}: give every row its own"
-            )
 
 
 def _broken_npz(path: Path, error: BaseException) -> DataError:
     if isinstance(error, MemoryError):
-        return DataError(f"{path} does not fit into memory: read it where there is more")
+        return DataError(f"{path} does not fit into memory: read it where there is more.")
     return DataError(
         f"{path} is not a whole .npz file ({error}): write it again with "
-        "numpy.savez(path, x=..., y=...)"
+        "numpy.savez(path, x=..., y=...)."
     )

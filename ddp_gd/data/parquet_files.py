@@ -23,18 +23,18 @@ def kinds_of(path: Path) -> dict[str, Kind]:
     try:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows == 0:
-            raise DataError(f"{path} has no rows: add at least one")
+            raise DataError(f"{path} has no rows: add at least one.")
         names = file.schema_arrow.names
         if "" in names or len(set(names)) < len(names):
             counts = Counter(names)
             name = next(n for n in names if n == "" or counts[n] > 1)
             raise DataError(
                 f"{path} has more than one column called {name!r}, or columns without a name: give "
-                "each column its own name"
+                "each column its own name."
             )
         return {column.name: _kind(column.type) for column in file.schema_arrow}
     except (pa.ArrowException, OSError, MemoryError) as error:
-        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}") from error
+        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}.") from error
 
 
 def _kind(kind: pa.DataType) -> Kind:
@@ -66,14 +66,14 @@ def blocks(path: Path, kinds: dict[str, Kind]) -> Iterator[tuple[list[pa.Array],
     except DataError:
         raise
     except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}") from error
+        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}.") from error
 
 
 def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
     if kind not in ("number", "boolean", "text"):
         raise DataError(
             f"{path}: column {name!r} is of type {kind}: write it as numbers or text, or leave it "
-            "out by naming the features you want"
+            "out by naming the features you want."
         )
     try:
         if pa.types.is_dictionary(column.type):
@@ -86,7 +86,7 @@ def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{path}: column {name!r} does not fit into float64 ({_short(error)}): numbers beyond "
-            "2**53 lose digits. Leave it out, or name it as categorical"
+            "2**53 lose digits. Leave it out, or name it as categorical."
         ) from error
 
 
@@ -97,7 +97,7 @@ def _require_short(path: Path, name: str, texts: pa.Array) -> None:
     if longest > _LONGEST_TEXT:
         raise DataError(
             f"{path}: column {name!r} has a text of {longest} bytes: a category has at most "
-            f"{_LONGEST_TEXT}. Leave it out by naming the features you want"
+            f"{_LONGEST_TEXT}. Leave it out by naming the features you want."
         )
 
 
@@ -124,9 +124,9 @@ def explain(path: Path, names: Sequence[str], remedy: str) -> None:
         count = "1 cell is" if bad == 1 else f"{bad} cells are"
         raise DataError(
             f"{path}: {count} missing or not finite; the first, {first}. Replace it, or remove "
-            f"the row or column. Missing ones: {remedy}"
+            f"the row or column. Missing ones: {remedy}."
         )
 
 
 def _short(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:200].rstrip(".") if str(error) else type(error).__name__

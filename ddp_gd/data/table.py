@@ -40,7 +40,7 @@ class Wanted:
     categorical: tuple[str, ...] = ()
     missing: Literal["error", "drop", "mean"] = "error"
     kinds: tuple[tuple[str, Kind], ...] = ()
-    remedy: str = "Fill in, or --missing drop|mean"
+    remedy: str = "Fill in, or give missing='drop' or missing='mean'"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Table:
                 block[:, index] = self._category_numbers(name, column, path)
         if np.isinf(block).any():
             self._explain(path)
-            raise DataError(f"{path} has cells that are not finite: replace or remove them")
+            raise DataError(f"{path} has cells that are not finite: replace or remove them.")
         return block
 
     def _texts(self, name: str, column: pa.Array) -> pa.Array:
@@ -150,7 +150,7 @@ class Table:
         """The rows that are kept; see `Wanted.missing`."""
         if self.wanted.missing == "error":
             self._explain(path)
-            raise DataError(f"{path} has missing cells. {self.wanted.remedy}")
+            raise DataError(f"{path} has missing cells. {self.wanted.remedy}.")
         if self.wanted.missing == "drop":
             kept = ~missing.any(axis=1)
             self.dropped += int((~kept).sum())
@@ -160,7 +160,7 @@ class Table:
             name = self.names[self.features + int(needed.argmax())]
             raise DataError(
                 f"{path}: column {name!r} has missing cells, and a target or a weight can't be "
-                "filled in: give missing='drop', which leaves such rows out"
+                "filled in: give missing='drop', which leaves such rows out."
             )
         return columns
 
@@ -171,13 +171,13 @@ class Table:
         found = coded.dictionary.to_pylist()
         if self.kinds[name] == "boolean" and (wrong := {*found} - {*BOOLEANS, ""}):
             self._explain(path)
-            raise DataError(f"{path}: column {name!r} has {min(wrong)!r} among true and false")
+            raise DataError(f"{path}: column {name!r} has {min(wrong)!r} among true and false.")
         numbers = np.array([known.setdefault(text, len(known)) for text in found], np.float64)
         if len(known) > MOST_CATEGORIES:
             raise DataError(
                 f"{path}: column {name!r} holds more than {MOST_CATEGORIES} different texts: it "
                 "identifies rows rather than describing them. Leave it out by naming the features "
-                "you want"
+                "you want."
             )
         return numbers[coded.indices.to_numpy(zero_copy_only=False)]
 
@@ -210,24 +210,24 @@ def open_table(paths: Sequence[Path], wanted: Wanted) -> Table:
             difference = f"{missing[0]!r} is in one only" if missing else "their order differs"
             raise DataError(
                 f"{paths[0]} and {path} have different columns ({difference}): give files with the "
-                "same columns in the same order"
+                "same columns in the same order."
             )
         if not is_csv(path) and (theirs := parquet_files.kinds_of(path)) != kinds:
             name = next(n for n in header if theirs[n] != kinds[n])
             raise DataError(
                 f"{paths[0]} and {path} differ in column {name!r}, which is {kinds[name]} in one "
-                f"and {theirs[name]} in the other: write both alike"
+                f"and {theirs[name]} in the other: write both alike."
             )
     if is_csv(paths[0]):
         kinds = csv_files.kinds_of(paths[0], names)
     kinds = {n: "text" if n in wanted.categorical else kinds[n] for n in names} | dict(wanted.kinds)
     if wanted.sample_weight and kinds[wanted.sample_weight] != "number":
-        raise DataError(f"{paths[0]}: the weights in {wanted.sample_weight!r} are not numbers")
+        raise DataError(f"{paths[0]}: the weights in {wanted.sample_weight!r} are not numbers.")
     if len(wanted.target) > 1 and any(kinds[n] != "number" for n in wanted.target):
         named = next(n for n in wanted.target if kinds[n] != "number")
         raise DataError(
             f"{paths[0]}: of several targets, {named!r} is text: classes can be predicted for one "
-            "target only"
+            "target only."
         )
     return Table(paths, wanted, names, features, kinds)
 
@@ -238,7 +238,7 @@ def _choose(header: list[str], wanted: Wanted, path: Path) -> tuple[list[str], i
     others = [*wanted.target, *([wanted.sample_weight] if wanted.sample_weight else [])]
     for name in [*others, *wanted.categorical, *(wanted.features or ())]:
         if name not in header:
-            raise DataError(f"{path} has no column {name!r}; its columns are {columns}")
+            raise DataError(f"{path} has no column {name!r}; its columns are {columns}.")
     features = [n for n in header if n not in others]
     if wanted.features is not None:
         features = list(wanted.features)
@@ -246,16 +246,16 @@ def _choose(header: list[str], wanted: Wanted, path: Path) -> tuple[list[str], i
     twice = sorted(name for name, count in Counter(chosen).items() if count > 1)
     if twice:
         raise DataError(
-            f"column {twice[0]!r} of {path} was given two parts to play: a column is a feature, a "
-            "target or a weight, once"
+            f"Column {twice[0]!r} of {path} was given two parts to play: a column is a feature, a "
+            "target or a weight, once."
         )
     stray = [n for n in wanted.categorical if n not in chosen]
     if stray:
         raise DataError(
-            f"column {stray[0]!r} is named as categorical, but not as a feature: name it there, too"
+            f"Column {stray[0]!r} is named as categorical, but not as a feature: name it there too."
         )
     if not features:
         raise DataError(
-            f"{path} has only its target column {columns}: add at least one feature column"
+            f"{path} has only its target column {columns}: add at least one feature column."
         )
     return chosen, len(features)

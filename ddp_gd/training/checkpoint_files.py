@@ -7,22 +7,21 @@ a JSON header and plain numbers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from ddp_gd import files
 from ddp_gd.errors import CheckpointError
-from ddp_gd.files import PARTIAL, make_folder, write
 
 _NAME = re.compile(r"step-([0-9]{12})-([0-9a-f]{32})\.safetensors")
 _DAMAGED = ".damaged"
@@ -75,18 +74,17 @@ class Folder:
         digest = hashlib.sha256(content).hexdigest()[:32]
         name = f"step-{step:012d}-{digest}.safetensors"
         try:
-            make_folder(self.path)
-            with self._opened() as folder:
-                for other in self.names():
-                    if other[:17] > name[:17]:  # damaged: others are gone on from
-                        os.rename(other, other + _DAMAGED, src_dir_fd=folder, dst_dir_fd=folder)
-                for left in os.listdir(folder):  # by a process that was killed while it wrote
-                    if left.endswith(PARTIAL) and _NAME.fullmatch(left.removesuffix(PARTIAL)):
-                        os.unlink(left, dir_fd=folder)
-                write(folder, name, content)
-                for old in self.names()[keep:]:
-                    if old != name:
-                        os.unlink(old, dir_fd=folder)
+            files.make_folder(self.path)
+            for other in self.names():
+                if other[:17] > name[:17]:  # damaged, since an older one was taken
+                    (self.path / other).rename(self.path / (other + _DAMAGED))
+            for left in os.listdir(self.path):  # by a process that was killed while it wrote
+                if left.endswith(files.PARTIAL) and _NAME.match(left):
+                    (self.path / left).unlink()
+            files.write(self.path / name, content)
+            for old in self.names()[keep:]:
+                if old != name:
+                    (self.path / old).unlink()
         except OSError as error:
             raise CheckpointError(
                 f"The checkpoint {self.path / name} ({len(content):,} bytes) can't be written: "
@@ -126,21 +124,12 @@ class Folder:
         return None
 
     def _read(self, name: str) -> bytes:
-        with self._opened() as folder:
-            # No link: what is read must lie in this folder.
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            with open(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(0, "not a file")
-                return file.read()
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        # No link: what is read must lie in this folder.
+        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(0, "not a file")
+            return file.read()
 
 
 def parse(content: bytes) -> tuple[dict[str, np.ndarray], str]:

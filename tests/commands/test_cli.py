@@ -59,7 +59,7 @@ def test_an_error_stays_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
             raised.append(DataError("Give cache=False."))
             raise raised[0] from cause
 
-    with pytest.raises(DataError, match="^Give --no-cache[.]$") as caught:
+    with pytest.raises(DataError, match=r"^Give --no-cache[.]$") as caught:
         cli.execute(run, TrainConfig(data=("nowhere.csv",)))
     assert caught.value is raised[0]
     assert isinstance(caught.value.__cause__, FileNotFoundError)

@@ -135,7 +135,7 @@ def test_csv_that_cannot_be_used_is_explained(tmp_path, case):
 
 def test_csv_without_a_target_lists_the_columns(tmp_path):
     """A CSV file read without naming its target gives the names to choose from."""
-    with pytest.raises(DataError, match=r"name the target column of .*'a', 'b'"):
+    with pytest.raises(DataError, match=r"Name the target column of .*'a', 'b'"):
         ddp_gd.load(write_csv(tmp_path, "a,b\n1,2\n"))
 
 
@@ -144,9 +144,9 @@ def test_csv_without_a_target_lists_the_columns(tmp_path):
     [
         ("nowhere.csv", "nowhere.csv does not exist"),
         ("nowhere.npz", "nowhere.npz does not exist"),
-        ("iris", "unknown data 'iris': .*diabetes"),
-        ("table.xlsx", "unknown data 'table.xlsx': .*csv.*npz"),
-        ("", "unknown data ''"),
+        ("iris", "Unknown data 'iris': .*diabetes"),
+        ("table.xlsx", "Unknown data 'table.xlsx': .*csv.*npz"),
+        ("", "Unknown data ''"),
         ("folder.csv", "folder.csv is a folder"),
     ],
 )

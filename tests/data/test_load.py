@@ -60,7 +60,7 @@ def test_a_second_start_reads_what_the_first_converted(tmp_path, kept, monkeypat
     copied = tmp_path / "copy.csv"
     shutil.copy(path, copied)
     converted = []
-    monkeypatch.setattr(convert, "_convert", lambda *a: converted.append(a) or iter(()))
+    monkeypatch.setattr(convert, "convert", lambda *a: converted.append(a) or iter(()))
     for source in (path, copied):
         again = ddp_gd.load(source, "y")
         np.testing.assert_array_equal(again.features, first.features)
@@ -121,13 +121,13 @@ def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path, kept, monkeypatch):
     """Replaced between its hash and its conversion, a file ends in an error, not in the cache."""
     path = table(tmp_path)
     other = table(tmp_path, name="other.csv", seed=1)
-    unchanged = convert._convert
+    unchanged = convert.convert
 
     def late(*arguments):
         shutil.copy2(other, path)
         return unchanged(*arguments)
 
-    monkeypatch.setattr(convert, "_convert", late)
+    monkeypatch.setattr(convert, "convert", late)
     with pytest.raises(DataError, match=r"t\.csv changed while it was read"):
         ddp_gd.load(path, "y")
     assert entries(kept) == []
@@ -201,7 +201,7 @@ def test_what_a_killed_conversion_left_is_removed(tmp_path, kept):
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path, kept):
     """A cache whose folder can't be made says what to set."""
     kept.write_text("a file")
-    with pytest.raises(DataError, match=r"set DDP_GD_CACHE to a folder that can, or .*--no-cache"):
+    with pytest.raises(DataError, match=r"set DDP_GD_CACHE to a folder that can, or .*cache=False"):
         ddp_gd.load(table(tmp_path), "y")
 
 
@@ -326,7 +326,7 @@ def test_missing_numbers_do_not_count():
     np.testing.assert_allclose(ours.normalizer.scale, np.nanstd(features[:900], axis=0))
     assert not ours.transform(features[::3])[:, 0].any()
     features[:, 0] = np.nan
-    with pytest.raises(DataError, match=r"column 'c0' .* has no value in the training rows"):
+    with pytest.raises(DataError, match=r"Column 'c0' .* has no value in the training rows"):
         training.preprocessing(normalize=True)
 
 
@@ -435,5 +435,5 @@ def test_the_identity_of_a_file_is_not_remembered_while_it_may_change(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,y\n1,2\n")
     found = cache.Cache(tmp_path / "cache", 10**9)
-    assert [type(d) for d in found.digest(path)] == [int, str]
+    assert list(found.digest(path)) == [8]
     assert not (tmp_path / "cache").exists()

@@ -85,7 +85,7 @@ def exact_moments(column):
 @pytest.mark.parametrize("block_values", [1, 100, 1 << 20])
 def test_normalizer_is_accurate_to_float64(monkeypatch, block_values):
     """Mean and scale agree with exact summation to 1e-12 at any offset, unit and block size."""
-    monkeypatch.setattr("ddp_gd.data.normalizer._BLOCK_VALUES", block_values)
+    monkeypatch.setattr("ddp_gd.data.normalizer.BLOCK_VALUES", block_values)
     noise = np.random.default_rng(0).normal(size=(1000, 5))
     array = noise * [1, 1, 1e-9, 1e9, 1e-120] + [0, 1e8, 5e-9, -1e12, 0]
     normalizer = Normalizer.fit(array)
@@ -131,7 +131,7 @@ def test_transform_does_not_depend_on_the_block_size(monkeypatch):
     array = np.random.default_rng(3).normal(size=(101, 3))
     normalizer = Normalizer.fit(array)
     whole = normalizer.transform(array)
-    monkeypatch.setattr("ddp_gd.data.normalizer._BLOCK_VALUES", 10)
+    monkeypatch.setattr("ddp_gd.data.normalizer.BLOCK_VALUES", 10)
     np.testing.assert_array_equal(normalizer.transform(array), whole)
 
 
@@ -149,8 +149,8 @@ def test_inverse_undoes_transform():
     [
         (np.ones(3), r"shape \(3,\)"),
         (np.ones((0, 2)), r"shape \(0, 2\)"),
-        (np.array([[1, 2], [1, np.nan]]), "column 1 .*not finite"),
-        (np.array([[1e200, 0], [-1e200, 0]]), "column 0 .*too large"),
+        (np.array([[1, 2], [1, np.nan]]), "Column 1 .*not finite"),
+        (np.array([[1e200, 0], [-1e200, 0]]), "Column 0 .*too large"),
     ],
 )
 def test_array_that_cannot_be_measured_is_refused(array, message):

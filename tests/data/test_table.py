@@ -149,7 +149,7 @@ def test_missing_cells_are_an_error_unless_asked_for(tmp_path, kind, expected):
     with pytest.raises(DataError) as caught:
         ddp_gd.load(holes(tmp_path, kind), "y")
     assert expected in str(caught.value)
-    assert "missing drop|mean" in str(caught.value)
+    assert "missing='drop' or missing='mean'" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -186,11 +186,11 @@ def test_a_text_column_may_hold_na(tmp_path):
 # What can't be used
 
 NOT_USABLE = {
-    "text after numbers": ("a,y\n1,1\nBern,2\n", {}, ["'Bern'", "--categorical a"]),
-    "numbers after text": ("a,y\nBern,1\n7,2\n", {}, ["'Bern'", "--categorical a"]),
+    "text after numbers": ("a,y\n1,1\nBern,2\n", {}, ["'Bern'", "categorical=['a']"]),
+    "numbers after text": ("a,y\nBern,1\n7,2\n", {}, ["'Bern'", "categorical=['a']"]),
     "yes among booleans": ("a,y\ntrue,1\nyes,2\n", {}, []),  # a column of text
     "infinite": ("a,y\n1,1\ninf,2\n", {"missing": "drop"}, ["column 'a'", "'inf'"]),
-    "one column twice": ("a,y\n1,1\n", {"features": ["a", "y"]}, ["column 'y'", "two parts"]),
+    "one column twice": ("a,y\n1,1\n", {"features": ["a", "y"]}, ["Column 'y'", "two parts"]),
     "unknown feature": ("a,y\n1,1\n", {"features": ["b"]}, ["no column 'b'", "'a', 'y'"]),
     "unknown weight": ("a,y\n1,1\n", {"sample_weight": "w"}, ["no column 'w'"]),
     "unknown category": ("a,y\n1,1\n", {"categorical": ["c"]}, ["no column 'c'"]),
@@ -219,7 +219,7 @@ def test_table_that_cannot_be_used_is_explained(tmp_path, case):
 
 def test_later_blocks_hold_what_the_first_did(tmp_path, monkeypatch):
     """A text far behind the rows that told a column's kind is found, with its place."""
-    monkeypatch.setattr(csv_files, "_FIRST_BYTES", 64)
+    monkeypatch.setattr(csv_files, "FIRST_BYTES", 64)
     monkeypatch.setattr(csv_files, "BLOCK_BYTES", 64)
     rows = "".join(f"{i},{i}\n" for i in range(500))
     source = write(tmp_path, f"a,y\n{rows}Bern,1\n{rows}")

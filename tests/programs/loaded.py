@@ -22,13 +22,13 @@ def measure(folder: Path, out: Path) -> None:
     """Mean and scale of the training rows from every format, and which workers converted it."""
     convert.CACHED_FROM_BYTES = 0
     converted: list[int] = []
-    unchanged = convert._convert
+    unchanged = convert.convert
 
     def noted(*arguments):
         converted.append(1)
         return unchanged(*arguments)
 
-    convert._convert = noted
+    convert.convert = noted
     found = {}
     sources = {
         "csv": (folder / "t.csv", "y"),
@@ -56,7 +56,7 @@ def differ(folder: Path) -> None:
     """Each worker believes to be alone on its host, where the file of that name is another one."""
     communicator = runtime.communicator()
     communicator.local_rank = 0
-    load._boot = lambda: str(communicator.rank)
+    load.boot_id = lambda: str(communicator.rank)
     own = folder / str(communicator.rank)
     own.mkdir()
     os.chdir(own)
