@@ -13,14 +13,13 @@ import tyro
 
 from ddp_gd.errors import ConfigError
 
+Optimizer = Literal["sgd", "adam", "rmsprop"]
+Backend = Literal["auto", "horovod", "mpi", "single"]
+
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Train a Keras model on a file or a built-in data set, with any number of workers.
-
-    Alone, `python -m ddp_gd.train` uses one process; `horovodrun -np N python -m ddp_gd.train`
-    makes the same training with N workers. The number of workers changes nothing below.
-    """
+class TaskConfig:
+    """What is trained on what: the options of every command that trains on the user's data."""
 
     data: tuple[str, ...] = ("diabetes",)
     """What to train on: a .csv or .parquet file, several of one kind, or a folder of them (with
@@ -45,13 +44,6 @@ class TrainConfig:
     """Of rows with missing cells: `drop` leaves them out, `mean` puts the mean of the training rows
     in the place of a missing number."""
 
-    dtype: Literal["float64", "float32", "float16"] = "float64"
-    """In which the numbers of a .csv or .parquet file are kept."""
-
-    cache: bool = True
-    """Keep what such files are converted to for the next start (in $DDP_GD_CACHE, or
-    ~/.cache/ddp_gd/data, at most $DDP_GD_CACHE_BYTES, 64 GB by default)."""
-
     model: str = "mlp"
     """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one
     row and the number of outputs, and returns a keras.Model; if it comes compiled, it keeps its own
@@ -65,7 +57,26 @@ class TrainConfig:
     true and false, or whole numbers from 0 on of which each one occurs; else mean_squared_error.
     The built-in models give logits to the cross-entropies."""
 
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    validation_split: float = 0.1
+    """Fraction of the rows, drawn at random by the seed, kept for validation; 0 keeps none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(TaskConfig):
+    """Train a Keras model on a file or a built-in data set, with any number of workers.
+
+    Alone, `python -m ddp_gd.train` uses one process; `horovodrun -np N python -m ddp_gd.train`
+    makes the same training with N workers. The number of workers changes nothing below.
+    """
+
+    dtype: Literal["float64", "float32", "float16"] = "float64"
+    """In which the numbers of a .csv or .parquet file are kept."""
+
+    cache: bool = True
+    """Keep what such files are converted to for the next start (in $DDP_GD_CACHE, or
+    ~/.cache/ddp_gd/data, at most $DDP_GD_CACHE_BYTES, 64 GB by default)."""
+
+    optimizer: Optimizer = "sgd"
     """Keras's optimizer of that name."""
 
     lr: float = 0.01
@@ -96,9 +107,6 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training data."""
 
-    validation_split: float = 0.1
-    """Fraction of the rows, drawn at random by the seed, kept for validation; 0 keeps none."""
-
     normalize: bool = True
     """Give features, and targets of a regression, mean 0 and standard deviation 1, by the training
     rows' statistics. The saved model does it inside: it takes and gives the data's own units."""
@@ -106,7 +114,7 @@ class TrainConfig:
     seed: int | None = None
     """Of initial weights, split and order of rows, from 0 to 2**32 - 1; without it one is drawn."""
 
-    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    backend: Backend = "auto"
     """How workers exchange gradients: `auto` is Horovod where there are several, and mpi where
     Horovod is missing."""
 
@@ -135,10 +143,8 @@ class TrainConfig:
     """Progress: 0 none, 1 a bar, 2 one line an epoch; `auto` is the bar on a terminal."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "epochs"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"{_option(name)} is {value}; it must be at least 1.")
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs is {self.epochs}; it must be at least 1.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"--lr is {self.lr}; it must be a number above 0.")
         if not (math.isfinite(self.decay) and self.decay >= 0):
@@ -190,15 +196,13 @@ class PredictConfig:
     cache: bool = True
     """Keep what .csv and .parquet files are converted to for the next start."""
 
-    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    backend: Backend = "auto"
     """How workers exchange what they computed, as in ddp_gd.train."""
 
     bitwise: bool = False
     """Compute on one thread, as a training with --bitwise does."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size is {self.batch_size}; it must be at least 1.")
         if not self.out.lower().endswith((".csv", ".npy")):
             raise ConfigError(f"--out {self.out} must end in .csv or .npy.")
 
@@ -238,11 +242,11 @@ class ContrastConfig:
     every: int = 10
     """Of (c): steps between two averagings of the workers' weights."""
 
-    backend: Literal["auto", "horovod", "mpi", "single"] = "auto"
+    backend: Backend = "auto"
     """How workers exchange gradients, as in ddp_gd.train."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "seeds", "every"):
+        for name in ("epochs", "seeds", "every"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{_option(name)} is {getattr(self, name)}; it must be at least 1."
@@ -254,7 +258,7 @@ class ContrastConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(TaskConfig):
     """Train every combination of batch size, learning rate, optimizer and number of workers once.
 
     Alone, `python -m ddp_gd.study` starts a job for each number of workers itself; under
@@ -267,7 +271,7 @@ class StudyConfig:
     lr: tuple[float, ...] = (0.003, 0.03, 0.3)
     """Learning rates."""
 
-    optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = ("sgd", "adam")
+    optimizers: tuple[Optimizer, ...] = ("sgd", "adam")
     """Keras's optimizers of these names."""
 
     workers: tuple[int, ...] | None = None
@@ -280,35 +284,8 @@ class StudyConfig:
     out: str = "runs/study"
     """Folder for the results and the record of each training."""
 
-    data: tuple[str, ...] = ("diabetes",)
-    """What to train on, as in ddp_gd.train; so are the options below."""
-
-    target: tuple[str, ...] = ()
-    """Column to predict, or several."""
-
-    features: tuple[str, ...] = ()
-    """Columns to predict from; default: all others."""
-
-    sample_weight: str | None = None
-    """Column with the weight of each row."""
-
-    categorical: tuple[str, ...] = ()
-    """Columns to take as categories although they hold numbers."""
-
-    missing: Literal["error", "drop", "mean"] = "error"
-    """What to do with rows that have missing cells."""
-
     model: str = "mlp"
     """`linear`, `mlp`, or path/to/file.py:function, which returns a model that isn't compiled."""
-
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer of `mlp`."""
-
-    loss: str = "auto"
-    """Name of a Keras loss."""
-
-    validation_split: float = 0.1
-    """Fraction of the rows kept for validation; 0 keeps none."""
 
     seed: int = 0
     """Of initial weights, split and order of rows: the same in every training."""
@@ -323,10 +300,8 @@ class StudyConfig:
             if len(set(values)) < len(values):
                 listed = " ".join(map(str, values))
                 raise ConfigError(f"{_option(name)} {listed} names a value twice; name it once.")
-        for name in ("batch_sizes", "workers"):
-            for value in getattr(self, name) or ():
-                if isinstance(value, int) and value < 1:
-                    raise ConfigError(f"{_option(name)} has {value}; it must be at least 1.")
+        if min(self.workers or (1,)) < 1:
+            raise ConfigError(f"--workers has {min(self.workers or ())}; it must be at least 1.")
         if self.epochs < 2:
             raise ConfigError(f"--epochs is {self.epochs}; it must be at least 2: see --help.")
         for rate in self.lr:

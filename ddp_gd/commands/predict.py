@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from ddp_gd.batching.plan import Plan
 from ddp_gd.batching.views import Reader, Selection
 from ddp_gd.commands import models
 from ddp_gd.commands.config import PredictConfig
@@ -46,8 +47,9 @@ def run(config: PredictConfig) -> None:
     _require_input(model, x, config.model)
     if leader:
         _warn_of_unknown(dataset, about)
+    blocks = _blocks(model, len(dataset.features), config.batch_size)
     with _writer(out, about) if leader else contextlib.nullcontext(_ignore) as write:
-        for rows in _blocks(model, len(dataset.features), config.batch_size):
+        for rows in blocks:
             write(_predict(model, keras.tree.map_structure(lambda a, r=rows: a[r], x), config))
     if leader:
         count = len(dataset.features)
@@ -125,13 +127,13 @@ def _fits(wanted: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
     return len(wanted) == len(given) and all(same)
 
 
-def _blocks(model: keras.Model, rows: int, batch_size: int) -> Iterator[slice]:
-    """Pieces of the rows whose predictions fit into memory: whole mini-batches."""
+def _blocks(model: keras.Model, rows: int, batch_size: int) -> list[slice]:
+    """Cut the rows into pieces of whole mini-batches whose predictions fit into memory."""
+    plan = Plan(rows, batch_size)  # refuses a size that can't be used
     shape = model.outputs[0].shape[1:] if getattr(model, "outputs", None) else (1,)
     width = int(np.prod([size or 1 for size in shape]))
-    size = max(1, _VALUES_AT_A_TIME // (width * batch_size)) * batch_size
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
+    size = max(1, _VALUES_AT_A_TIME // (width * plan.batch_size)) * plan.batch_size
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _predict(model: keras.Model, x: Any, config: PredictConfig) -> np.ndarray:

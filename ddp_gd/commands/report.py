@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddp_gd.comm.environment import launch
 from ddp_gd.commands.config import ReportConfig
+from ddp_gd.commands.result_folder import numbered
 from ddp_gd.errors import ConfigError
 from ddp_gd.files import require_new_file
 from ddp_gd.reporting.page import comparison, report
@@ -22,10 +23,10 @@ def run(config: ReportConfig) -> None:
         return
     runs = [read_run(folder) for folder in config.runs]
     if config.out is not None:
-        require_new_file("--out", config.out)
+        require_new_file("out", config.out)
         out = Path(config.out)
     else:
-        out = runs[0].folder / "report.html" if len(runs) == 1 else _free("comparison")
+        out = runs[0].folder / "report.html" if len(runs) == 1 else _free(Path("comparison.html"))
     page = report(runs[0]) if len(runs) == 1 else comparison(runs)
     try:
         out.write_text(page, encoding="utf-8")
@@ -34,6 +35,5 @@ def run(config: ReportConfig) -> None:
     print(f"report  {out}")
 
 
-def _free(stem: str) -> Path:
-    names = (f"{stem}{f'-{n}' if n > 1 else ''}.html" for n in range(1, 1_000_000))
-    return next(Path(name) for name in names if not Path(name).exists())
+def _free(path: Path) -> Path:
+    return next(free for free in numbered(path) if not free.exists())

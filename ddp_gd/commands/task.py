@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ddp_gd.batching.plan import Plan, plan_of
 from ddp_gd.batching.split import RandomSplit
 from ddp_gd.batching.views import Selection
 from ddp_gd.comm import agree
@@ -63,11 +64,7 @@ class Task:
         self.seed %= 2**32
         split = RandomSplit(len(self.dataset.features), config.validation_split, self.seed)
         self.train_rows = split.training
-        if config.batch_size != "full" and config.batch_size > split.training:
-            raise ConfigError(
-                f"--batch-size {config.batch_size} is larger than the {split.training} rows to "
-                f"train on; give {split.training} or less, or full for one update an epoch."
-            )
+        self.plan(config)  # a batch size that can't be used is refused before anything is measured
         training = training_rows.TrainingRows(
             communicator, self.dataset, split.training, split.training_rows
         )
@@ -81,17 +78,27 @@ class Task:
             self._parts["validation"] = (split.validation, split.validation_rows)
         self.data = self._data(self.y_scaling)
 
+    def plan(self, config: TrainConfig) -> Plan:
+        """The steps of an epoch with the sizes of `config`.
+
+        Raises:
+            ConfigError: a size that can't be used.
+        """
+        return plan_of(
+            self.train_rows, config.batch_size, config.micro_batch_size, bitwise=config.bitwise
+        )
+
     @property
     def is_classification(self) -> bool:
         """Whether the targets are classes."""
         return self.loss in _CLASS_LOSSES
 
     def data_in_own_units(self) -> dict[str, Part]:
-        """As `data`, with targets that are not normalised."""
+        """Give the same as `data`, with targets that are not normalised."""
         return self._data(None)
 
     def build(self) -> keras.Model:
-        """A model with the seed's initial weights; one of the user's own may come compiled."""
+        """Build a model with the seed's initial weights; one of the user's may come compiled."""
         config = self._config
         keras.utils.set_random_seed(self.seed)
         shape = self.data["training"][0].shape[1:]

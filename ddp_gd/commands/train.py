@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from ddp_gd.comm import agree
-from ddp_gd.commands import models, results
+from ddp_gd.comm.base import Communicator
+from ddp_gd.commands import models, result_folder, results
 from ddp_gd.commands.config import TrainConfig
-from ddp_gd.commands.task import Part, Task
+from ddp_gd.commands.results import Experiment
+from ddp_gd.commands.task import Task
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime
 from ddp_gd.reporting.times import Times
@@ -34,38 +35,37 @@ def run(config: TrainConfig) -> None:
     runtime.init(backend=config.backend, bitwise=config.bitwise)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
-    folder = results.new_folder(config.out, config.resume) if leader else Path()
+    folder = result_folder.choose(config.out, config.resume) if leader else Path()
     checkpoint = _checkpoint(config)
-    seed = None
-    if checkpoint is not None and config.seed is None:
-        saved = snapshot.load(communicator, checkpoint)
-        seed = None if saved is None else saved.seed
-    task = Task(config, communicator, seed)
+    task = Task(config, communicator, _saved_seed(communicator, config, checkpoint))
     model = task.build()
     if not model.compiled:
         task.compile(model, config)
     # Shares the weights of `model`. Made now: what can't be saved isn't worth training.
     raw = models.on_raw_features(model, task.preprocessing, task.y_scaling)
-    setting = results.Setup(
-        config=config,
-        loss=task.loss,
-        seed=task.seed,
-        communicator=communicator,
-        dataset=task.dataset,
-        preprocessing=task.preprocessing,
-        train_rows=task.train_rows,
-        normalized_targets=task.y_scaling is not None,
-        folder=folder,
-    )
+    experiment = Experiment(config, task, communicator, folder)
     if leader:
-        results.announce(setting, model)
+        results.announce(experiment, model)
+        if config.tensorboard:
+            experiment = results.with_folder(experiment)
 
+    history, times = _train(experiment, model, checkpoint)
+    final = _evaluate(task, model)
+    everyones = agree.gather_json(communicator, times.epochs)
+    if leader:
+        folder = results.write(experiment, model, raw, history.history, final, everyones)
+        results.conclude(experiment, model, final, folder)
+
+
+def _train(
+    experiment: Experiment, model: keras.Model, checkpoint: Checkpoint | None
+) -> tuple[keras.callbacks.History, Times]:
+    """Train the model, and measure what each epoch takes."""
+    config, task = experiment.config, experiment.task
     times = Times()
     callbacks: list[keras.callbacks.Callback] = [times]
     if config.tensorboard:
-        if leader:
-            setting = results.with_folder(setting)
-        callbacks.append(keras.callbacks.TensorBoard(setting.folder / "tensorboard"))
+        callbacks.append(keras.callbacks.TensorBoard(experiment.folder / "tensorboard"))
     if checkpoint is not None:
         checkpoint = dataclasses.replace(checkpoint, about=_about(task, config))
     x, y, sample_weight = task.data["training"]
@@ -83,14 +83,7 @@ def run(config: TrainConfig) -> None:
         seed=task.seed,
         checkpoint=checkpoint,
     )
-
-    metric = "accuracy" if task.is_classification else "mean_absolute_error"
-    in_own_units = models.in_target_units(model, task.y_scaling)
-    final = _evaluate(in_own_units, model.loss, metric, task.data_in_own_units())
-    everyones = agree.gather_json(communicator, times.epochs)
-    if leader:
-        folder = results.write(setting, model, raw, history.history, final, everyones)
-        results.conclude(setting, model, final, folder)
+    return history, times
 
 
 def _checkpoint(config: TrainConfig) -> Checkpoint | None:
@@ -104,8 +97,18 @@ def _checkpoint(config: TrainConfig) -> Checkpoint | None:
     )
 
 
+def _saved_seed(
+    communicator: Communicator, config: TrainConfig, checkpoint: Checkpoint | None
+) -> int | None:
+    """The seed of the training to go on with, where the command line leaves it open."""
+    if checkpoint is None or config.seed is not None:
+        return None
+    saved = snapshot.load(communicator, checkpoint)
+    return None if saved is None else saved.seed
+
+
 def _about(task: Task, config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint's file holds beside the training: the options, and the normalisation."""
+    """What a checkpoint holds beside the training: the options and the normalisation."""
     about: dict[str, Any] = {"config": dataclasses.asdict(config)}
     scalings = {"features": task.preprocessing.normalizer, "targets": task.y_scaling}
     for name, normalizer in scalings.items():
@@ -114,20 +117,17 @@ def _about(task: Task, config: TrainConfig) -> dict[str, Any]:
     return about
 
 
-def _evaluate(
-    model: keras.Model,
-    loss: Any,
-    metric: str,
-    parts: Mapping[str, Part],
-) -> dict[str, dict[str, float] | None]:
-    """Loss and metric of each part of the data in its own units; None where they aren't finite."""
+def _evaluate(task: Task, trained: keras.Model) -> dict[str, dict[str, float] | None]:
+    """Loss and metric of each part of the data in the data's own units; None if not finite."""
+    model = models.in_target_units(trained, task.y_scaling)
+    metric = "accuracy" if task.is_classification else "mean_absolute_error"
     final: dict[str, dict[str, float] | None] = {}
     floatx = keras.config.floatx()
     # float32 would forget the last digits of a column with a large mean, and overflow in squares.
     keras.config.set_floatx("float64")
     try:
-        model.compile(loss=loss, metrics=[metric])
-        for part, (x, y, weights) in parts.items():
+        model.compile(loss=trained.loss, metrics=[metric])
+        for part, (x, y, weights) in task.data_in_own_units().items():
             size = min(_EVALUATION_ROWS, len(x))
             try:
                 final[part] = evaluate(model, x, y, size, weights, verbose=0)

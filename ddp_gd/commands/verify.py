@@ -1,7 +1,7 @@
 """`python -m ddp_gd.verify`: train at several worker counts, and say how far apart they end.
 
-Each training runs in processes of its own, started with mpirun; a trace of every step
-(`trace.py`) tells where two of them part, and often why.
+Each training runs in processes of its own, started with mpirun; a trace of every step tells where
+two of them part, and often why.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import numpy as np
 
 from ddp_gd import settings
 from ddp_gd.job import mpirun
+from ddp_gd.reporting.text_table import print_table
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """One training: how many workers made it, how it ended, and its trace."""
 
     workers: int
@@ -45,7 +46,7 @@ def main() -> int:
     """Compare, print, and return the exit status: 0 if the mode's promise held, else 1."""
     options, arguments = _parse()
     program = _program(options.script, arguments)
-    runs: list[Run] = []
+    runs: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="ddp_gd-verify-") as folder:
         for workers in options.np:
             print(f"training with {workers} worker{'s' * (workers > 1)} ...", end=" ", flush=True)
@@ -101,7 +102,7 @@ def _program(script: Path | None, arguments: Sequence[str]) -> list[str]:
     return ["-m", "ddp_gd.train", *arguments, *fixed]
 
 
-def _run(program: list[str], workers: int, folder: Path, main_job: bool) -> Run:
+def _run(program: list[str], workers: int, folder: Path, main_job: bool) -> Outcome:
     """Train with so many workers, and read the trace back."""
     trace = folder / "trace"
     command = [sys.executable, *program]
@@ -134,10 +135,10 @@ def _run(program: list[str], workers: int, folder: Path, main_job: bool) -> Run:
             steps += [{"fit": file.stem, **step} for step in [first, *middle]]
             with np.load(file.with_suffix(".npz"), allow_pickle=False) as archive:
                 weights = [archive[name] for name in archive.files]
-    return Run(workers, seconds, problem, start, steps, end, weights)
+    return Outcome(workers, seconds, problem, start, steps, end, weights)
 
 
-def _print_table(runs: list[Run]) -> None:
+def _print_table(runs: list[Outcome]) -> None:
     heads = ["workers", "final loss", "largest weight difference", "fingerprint", "seconds"]
     rows = [
         [
@@ -149,19 +150,17 @@ def _print_table(runs: list[Run]) -> None:
         ]
         for run in runs
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in [heads, *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print_table(heads, rows)
     print()
 
 
-def _largest_difference(run: Run, other: Run) -> float:
+def _largest_difference(run: Outcome, other: Outcome) -> float:
     pairs = zip(run.weights, other.weights, strict=True)
     differences = [np.abs(a.astype(np.float64) - b.astype(np.float64)) for a, b in pairs]
     return max((float(d.max()) for d in differences if d.size), default=0.0)
 
 
-def _verdict(runs: list[Run], tolerance: float) -> int:
+def _verdict(runs: list[Outcome], tolerance: float) -> int:
     promise = "to the last bit" if runs[0].bitwise else f"to rounding ({tolerance:g})"
     for run in runs[1:]:
         parting = _parting(runs[0], run, 0.0 if run.bitwise else tolerance)
@@ -184,7 +183,7 @@ def _verdict(runs: list[Run], tolerance: float) -> int:
     return 0
 
 
-def _parting(run: Run, other: Run, tolerance: float) -> tuple[dict[str, Any], str] | None:
+def _parting(run: Outcome, other: Outcome, tolerance: float) -> tuple[dict[str, Any], str] | None:
     """The first step after which two trainings are not equal, and the variable where it shows."""
     for ours, theirs in zip(run.steps, other.steps, strict=False):
         for (name, (digest, scale, *ours_values)), (other_digest, _, *their_values) in zip(
@@ -202,7 +201,7 @@ def _parting(run: Run, other: Run, tolerance: float) -> tuple[dict[str, Any], st
     return None
 
 
-def _causes(run: Run, other: Run, started: bool) -> Iterator[str]:
+def _causes(run: Outcome, other: Outcome, started: bool) -> Iterator[str]:
     """What is known to make two trainings part, and was there."""
     found = 0
     for name, value in run.start["facts"].items():

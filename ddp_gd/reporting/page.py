@@ -30,8 +30,8 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Rows of cells; the first of each row is its name."""
+class PageTable:
+    """Rows of cells, each beginning with the name of the row."""
 
     rows: Sequence[Sequence[str]]
     head: Sequence[str] = ()
@@ -47,7 +47,7 @@ class Section:
     texts: Sequence[str] = ()
     commands: Sequence[str] = ()
     figures: Sequence[Picture] = ()
-    tables: Sequence[Sheet] = field(default_factory=tuple)
+    tables: Sequence[PageTable] = field(default_factory=tuple)
 
 
 def report(run: Run) -> str:
@@ -59,11 +59,11 @@ def report(run: Run) -> str:
     text = "To train this again, with --out as another new folder"
     if record["workers"] > 1:
         text += f"; with as many workers, start it with: horovodrun -np {record['workers']}"
-    setting = Section(
+    settings = Section(
         "Setting",
         texts=[f"{text}."],
         commands=[command],
-        tables=[Sheet(list(_texts(record["description"])), numbers=False)],
+        tables=[PageTable(list(_texts(record["description"])), numbers=False)],
     )
     end = Section(
         "Result",
@@ -76,32 +76,59 @@ def report(run: Run) -> str:
     origin = Section(
         "Made with",
         tables=[
-            Sheet(list(_texts(record["versions"])), caption="Versions", numbers=False),
-            Sheet(
+            PageTable(list(_texts(record["versions"])), caption="Versions", numbers=False),
+            PageTable(
                 list(_texts(record["what_the_bits_depend_on"])),
                 caption="What the last bits depend on",
                 numbers=False,
             ),
-            Sheet(list(_texts(record["config"])), caption="Every option", numbers=False),
+            PageTable(list(_texts(record["config"])), caption="Every option", numbers=False),
         ],
     )
-    sections = [setting, end, _curves([run]), _workers(run), _time(run), origin]
+    sections = [settings, end, _curves([run]), _workers(run), _time(run), origin]
     return _render(f"Training {run.folder.name}", sections)
 
 
 def comparison(runs: Sequence[Run]) -> str:
     """The page about several trainings, beside each other."""
-    names = [f"{number}" for number in range(1, len(runs) + 1)]
-    head = ["", *names]
-    settings = [dict(_texts({**r.record["config"], **_facts(r)})) for r in runs]
+    sections = [
+        _names(runs),
+        _differences(runs),
+        _results(runs),
+        _curves(runs),
+        _times(runs),
+    ]
+    return _render(f"{len(runs)} trainings compared", sections)
+
+
+def _numbers(runs: Sequence[Run]) -> list[str]:
+    """The head of a table with a column for each run."""
+    return ["", *(str(number) for number in range(1, len(runs) + 1))]
+
+
+def _names(runs: Sequence[Run]) -> Section:
+    rows = [[str(n), str(r.folder), r.record["command"]] for n, r in enumerate(runs, start=1)]
+    return Section("Runs", tables=[PageTable(rows, ["run", "folder", "command"], numbers=False)])
+
+
+def _differences(runs: Sequence[Run]) -> Section:
+    """The settings that are not the same in all runs."""
+    settings = [dict(_texts({**run.record["config"], **_facts(run)})) for run in runs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     different = [
         [key, *(setting.get(key, "-") for setting in settings)]
         for key in keys
         if len({setting.get(key) for setting in settings}) > 1
     ]
+    if not different:
+        return Section("What differs", ["Nothing in the settings differs."])
+    table = PageTable(different, _numbers(runs), numbers=False)
+    return Section("What differs", tables=[table])
+
+
+def _results(runs: Sequence[Run]) -> Section:
+    """Losses at the end, and which weights are the same."""
     prints = [run.record["fingerprint"] for run in runs]
-    groups = [prints.index(value) + 1 for value in prints]
     equal = (
         "All fingerprints are equal: the weights are the same to the last bit."
         if len(set(prints)) == 1
@@ -109,64 +136,25 @@ def comparison(runs: Sequence[Run]) -> str:
         if len(set(prints)) == len(runs)
         else "Some fingerprints are equal: these runs' weights are the same to the last bit."
     )
-    seconds = [[_seconds(epoch) for epoch in _epochs(run)] or [0.0] for run in runs]
-    sections = [
-        Section(
-            "Runs",
-            tables=[
-                Sheet(
-                    [
-                        [name, str(run.folder), run.record["command"]]
-                        for name, run in zip(names, runs, strict=True)
-                    ],
-                    ["run", "folder", "command"],
-                    numbers=False,
-                )
-            ],
-        ),
-        Section(
-            "What differs",
-            texts=[] if different else ["Nothing in the settings differs."],
-            tables=[Sheet(different, head, numbers=False)] if different else [],
-        ),
-        Section(
-            "Result",
-            texts=[equal],
-            tables=[
-                _finals(runs),
-                Sheet(
-                    [
-                        ["fingerprint", *(value[:12] for value in prints)],
-                        ["the same as run", *map(str, groups)],
-                    ],
-                    head,
-                ),
-            ],
-        ),
-        _curves(runs),
-        Section(
-            "Time",
-            texts=[_TIME_TEXT],
-            tables=[
-                Sheet(
-                    [
-                        ["all epochs, seconds", *(f"{sum(s):.4g}" for s in seconds)],
-                        ["first epoch, seconds", *(f"{s[0]:.4g}" for s in seconds)],
-                        [
-                            "a later epoch, median",
-                            *(f"{statistics.median(s[1:] or s):.4g}" for s in seconds),
-                        ],
-                        *(
-                            [f"{part} in it", *(f"{_mean(run, part):.4g}" for run in runs)]
-                            for part in PARTS
-                        ),
-                    ],
-                    head,
-                )
-            ],
-        ),
+    rows = [
+        ["fingerprint", *(value[:12] for value in prints)],
+        ["the same as run", *(str(prints.index(value) + 1) for value in prints)],
     ]
-    return _render(f"{len(runs)} trainings compared", sections)
+    return Section("Result", [equal], tables=[_finals(runs), PageTable(rows, _numbers(runs))])
+
+
+def _times(runs: Sequence[Run]) -> Section:
+    """What the epochs of each run took."""
+    seconds = [[_seconds(epoch) for epoch in _epochs(run)] or [0.0] for run in runs]
+    later = [statistics.median(s[1:] or s) for s in seconds]
+    numbers = {
+        "all epochs, seconds": [sum(s) for s in seconds],
+        "first epoch, seconds": [s[0] for s in seconds],
+        "a later epoch, median": later,
+        **{f"{part} in it": [_mean(run, part) for run in runs] for part in PARTS},
+    }
+    rows = [[name, *(f"{value:.4g}" for value in values)] for name, values in numbers.items()]
+    return Section("Time", [_TIME_TEXT], tables=[PageTable(rows, _numbers(runs))])
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -179,7 +167,7 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _finals(runs: Sequence[Run]) -> Sheet:
+def _finals(runs: Sequence[Run]) -> PageTable:
     """Losses and metrics at the end, in the target's own units."""
     rows = []
     for part in dict.fromkeys(part for run in runs for part in run.record["final"]):
@@ -188,9 +176,9 @@ def _finals(runs: Sequence[Run]) -> Sheet:
             numbers = [value.get(name) for value in values]
             cells = [f"{n:.6g}" if is_finite(n) else "not a finite number" for n in numbers]
             rows.append([f"{part} {name}", *cells])
-    head = ["", *map(str, range(1, len(runs) + 1))] if len(runs) > 1 else []
+    head = _numbers(runs) if len(runs) > 1 else []
     normalised = any("normalised" in run.record["unit"] for run in runs)
-    return Sheet(rows, head, "At the end" + ", in the target's own units" * normalised)
+    return PageTable(rows, head, "At the end" + ", in the target's own units" * normalised)
 
 
 def _curves(runs: Sequence[Run]) -> Section:
@@ -253,7 +241,7 @@ def _workers(run: Run) -> Section:
         "What each worker does of a step",
         [text],
         figures=[_encode("The rows of one global mini-batch that each worker computes", figure)],
-        tables=[Sheet(rows, head)],
+        tables=[PageTable(rows, head)],
     )
 
 
@@ -303,7 +291,7 @@ def _time(run: Run) -> Section:
         "Time",
         [text, _TIME_TEXT],
         figures=[_encode(alt, draw_times(workers))],
-        tables=[Sheet(rows, ["worker", *PARTS, "all"], "Seconds of a mean epoch")],
+        tables=[PageTable(rows, ["worker", *PARTS, "all"], "Seconds of a mean epoch")],
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.plan import Plan, plan_of
 from ddp_gd.errors import ConfigError, DataError
 
 RECORDS = ("config.json", "history.csv", "times.csv")
@@ -76,7 +76,7 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "config.json"
     size, rows = record["config"].get("batch_size"), record["rows"].get("training")
     try:
-        plan = Plan(rows, rows if size == "full" else size, record["micro_batch_size"])
+        plan = plan_of(rows, size, record["micro_batch_size"])
     except (ConfigError, TypeError) as error:
         raise _damaged(path, f"batch_size={size!r} of rows={rows!r}") from error
     if record["workers"] < 1:

@@ -9,8 +9,6 @@ from ddp_gd.errors import ConfigError
 @pytest.mark.parametrize(
     ("field", "value", "option"),
     [
-        ("batch_size", 0, "--batch-size is 0"),
-        ("micro_batch_size", -1, "--micro-batch-size is -1"),
         ("epochs", 0, "--epochs is 0"),
         ("lr", 0.0, "--lr is 0.0"),
         ("lr", float("nan"), "--lr is nan"),

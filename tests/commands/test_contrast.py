@@ -3,42 +3,43 @@
 import dataclasses
 import itertools
 import json
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from jobs import run_job
+from run_command import run_command
 
 from ddp_gd.batching.order import Order
 from ddp_gd.commands.config import ContrastConfig
 from ddp_gd.commands.contrast import main, noise, schemes
-from ddp_gd.commands.contrast.schemes import Contest, Examples, Weights
+from ddp_gd.commands.contrast.schemes import Examples, Setup, Weights
 from ddp_gd.errors import ConfigError
+from ddp_gd.job import runtime
 
 
-def some_setting(rows=37, batch_size=8, workers=3, epochs=2):
+def some_setup(rows=37, batch_size=8, workers=3, epochs=2):
     """A small training on random rows."""
     draw = np.random.default_rng(1)
     x, y = draw.normal(size=(rows, 3)), draw.normal(size=(rows, 1))
     rows = Examples(x.astype(np.float32), y.astype(np.float32))
-    return Contest(rows, batch_size, epochs, lr=0.1, workers=workers, hidden=(4,))
+    return Setup(rows, batch_size, epochs, lr=0.1, workers=workers, hidden=(4,))
 
 
-def by_keras(setting, seed, worker, workers):
+def by_keras(setup, seed, worker, workers):
     """The weights of a `keras.Model` after `train_on_batch` on a worker's shares."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)]
     )
     model.compile(keras.optimizers.SGD(0.1), "mean_squared_error")
-    plan = setting.plan(seed)
-    for epoch, step in itertools.product(range(setting.epochs), range(plan.steps)):
+    plan = setup.plan(seed)
+    for epoch, step in itertools.product(range(setup.epochs), range(plan.steps)):
         share = plan.share(step, worker, workers)
         positions = np.arange(share.start, share.stop) + step * plan.batch_size
         if len(positions):
             rows = Order(plan, epoch).rows(positions)
-            model.train_on_batch(setting.training.x[rows], setting.training.y[rows])
+            model.train_on_batch(setup.training.x[rows], setup.training.y[rows])
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
 
@@ -50,72 +51,72 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def trained():
     """Every scheme on a few rows, where the last mini-batch leaves some workers without a row."""
-    setting = some_setting(rows=33)
-    communicator = main.runtime.communicator()
-    weights = Weights(setting.model(0))
-    return setting, weights, schemes.train_all(setting, 1, weights, communicator, every=4)
+    setup = some_setup(rows=33)
+    communicator = runtime.communicator()
+    weights = Weights(setup.model(0))
+    return setup, weights, schemes.train_all(setup, 1, weights, communicator, every=4)
 
 
 def test_an_independent_worker_is_plain_keras_on_its_shares(trained):
     """Each of (b)'s workers ends with the weights of `keras.Model.train_on_batch` on its shares."""
-    setting, _, by_name = trained
+    setup, _, by_name = trained
     for worker in range(3):
-        expected = by_keras(setting, 1, worker, workers=3)
+        expected = by_keras(setup, 1, worker, workers=3)
         same(by_name["independent"].weights[worker, -1], expected)
 
 
 def test_the_averaged_training_is_plain_keras_on_whole_mini_batches(trained):
     """(a), and what it is compared with, end as `train_on_batch` on every global mini-batch."""
-    setting, weights, by_name = trained
-    expected = by_keras(setting, 1, worker=0, workers=1)
+    setup, weights, by_name = trained
+    expected = by_keras(setup, 1, worker=0, workers=1)
     same(by_name["averaged"].weights[0, -1], expected)
-    same(schemes.keras_in_one_process(setting, weights, seed=1).weights[0, -1], expected)
+    same(schemes.keras_in_one_process(setup, weights, seed=1).weights[0, -1], expected)
 
 
 def test_single_samples_and_the_full_batch_are_plain_keras(trained):
     """(d) and (e) end as `train_on_batch` on single rows, and on all of them."""
-    setting, _, by_name = trained
+    setup, _, by_name = trained
     for name, batch_size in (("single_sample", 1), ("full_batch", 33)):
-        alone = dataclasses.replace(setting, batch_size=batch_size)
+        alone = dataclasses.replace(setup, batch_size=batch_size)
         same(by_name[name].weights[0, -1], by_keras(alone, 1, worker=0, workers=1))
 
 
 def test_averaging_at_the_end_is_the_mean_of_the_independent_workers(trained):
     """(c) with one averaging, after the last step, has the mean of the weights of (b)."""
-    setting, weights, by_name = trained
+    setup, weights, by_name = trained
     mean = by_name["independent"].weights[:, -1].mean(axis=0)
     same(by_name["averaged_at_end"].weights[:, -1], np.tile(mean, (3, 1)))
-    local = schemes.independently(setting, 1, weights, range(3), every=setting.steps)
+    local = schemes.independently(setup, 1, weights, range(3), every=setup.steps)
     same(local[:, -1], np.tile(mean, (3, 1)))
 
 
 def test_averaging_weights_after_each_step_is_averaging_gradients():
     """With even shares (c) with `every=1` is (a), at every step; with `every=2` it is not."""
-    setting = some_setting(rows=32, workers=4)
-    weights = Weights(setting.model(0))
-    averaged = schemes.with_fit(setting, 0, setting.batch_size)
-    every_step = schemes.independently(setting, 0, weights, range(4), every=1)
+    setup = some_setup(rows=32, workers=4)
+    weights = Weights(setup.model(0))
+    averaged = schemes.with_fit(setup, 0, setup.batch_size)
+    every_step = schemes.independently(setup, 0, weights, range(4), every=1)
     assert averaged.shape == (9, 21)
     same(every_step, np.tile(averaged, (4, 1, 1)))
-    every_other = schemes.independently(setting, 0, weights, range(4), every=2)
+    every_other = schemes.independently(setup, 0, weights, range(4), every=2)
     assert np.abs(every_other[0, -1] - averaged[-1]).max() > 1e-4
 
 
 def test_weights_are_kept_after_every_step_and_in_long_trainings_after_some():
     """The points of a training are its steps, or some of them, and the ends of its epochs."""
-    assert some_setting().points.tolist() == list(range(11))
-    points = some_setting(epochs=1001).points  # 5 steps each
+    assert some_setup().points.tolist() == list(range(11))
+    points = some_setup(epochs=1001).points  # 5 steps each
     assert len(points) < 2000
     assert {0, 5, 10, 5005} <= set(points.tolist())
 
 
 def test_row_gradients_average_to_the_step_that_keras_makes():
     """The mean of the rows' gradients is what one update of `train_on_batch` subtracts."""
-    setting = some_setting()
-    weights = Weights(setting.model(3))
+    setup = some_setup()
+    weights = Weights(setup.model(3))
     before = weights.get()
-    rows = noise.of_each_row(weights.model, *setting.training)[5:14]
-    weights.model.train_on_batch(setting.training.x[5:14], setting.training.y[5:14])
+    rows = noise.of_each_row(weights.model, *setup.training)[5:14]
+    weights.model.train_on_batch(setup.training.x[5:14], setup.training.y[5:14])
     np.testing.assert_allclose(rows.mean(axis=0), (before - weights.get()) / 0.1, atol=2e-6)
 
 
@@ -198,7 +199,6 @@ def test_a_training_that_diverges_is_a_result(tmp_path, capsys):
     ("field", "value", "option"),
     [
         ("workers", 1, "--workers is 1"),
-        ("batch_size", 0, "--batch-size is 0"),
         ("epochs", 0, "--epochs is 0"),
         ("seeds", 0, "--seeds is 0"),
         ("every", -1, "--every is -1"),
@@ -213,18 +213,27 @@ def test_values_that_cannot_be_used_are_refused(field, value, option):
     assert str(error.value).startswith(option)
 
 
-@pytest.mark.parametrize("batch_size", [3, 398])
-def test_a_batch_size_that_does_not_fit_is_refused(batch_size, tmp_path):
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (0, "--batch-size is 0; it must be at least 4, a row for each worker"),
+        (3, "--batch-size is 3; it must be at least 4, a row for each worker"),
+        (398, "--batch-size 398 is larger than the 397 rows of the training data"),
+    ],
+)
+def test_a_batch_size_that_does_not_fit_is_refused(batch_size, message, tmp_path, capsys):
     """Each worker gets a row of a mini-batch, which has at most all rows; else nothing is made."""
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=f"--batch-size is {batch_size}; it must be from 4"):
-        main.run(ContrastConfig(out=str(out), batch_size=batch_size))
+    assert run_command("contrast", "--out", out, "--batch-size", batch_size) == 2
+    assert message in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_a_job_has_its_own_number_of_workers():
-    """`--workers` is refused in a job of another size, and is its size where it is left out."""
-    job = SimpleNamespace(size=3)
-    assert main._workers(ContrastConfig(), job) == 3
-    with pytest.raises(ConfigError, match="--workers is 2, but this job has 3"):
-        main._workers(ContrastConfig(workers=2), job)
+@pytest.mark.jobs
+def test_a_job_has_its_own_number_of_workers(tmp_path):
+    """`--workers` is refused in a job of another size."""
+    out = tmp_path / "out"
+    job = run_job(2, ["-m", "ddp_gd.contrast", "--workers", "3", "--out", str(out)])
+    assert job.returncode != 0
+    assert job.stderr.count("--workers is 3, but this job has 2") == 1
+    assert not out.exists()

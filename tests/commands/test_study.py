@@ -16,9 +16,10 @@ from run_command import run_command
 import ddp_gd
 from ddp_gd.batching.split import RandomSplit
 from ddp_gd.commands.config import StudyConfig
-from ddp_gd.commands.study import main, worker
+from ddp_gd.commands.study import summary, worker
+from ddp_gd.commands.study.folder import StudyFolder
 from ddp_gd.commands.study.plot import draw_study
-from ddp_gd.commands.study.trials import Journal, Result, Trial, setting
+from ddp_gd.commands.study.trials import Result, Trial, setting
 from ddp_gd.data.normalizer import Normalizer
 from ddp_gd.errors import ConfigError
 
@@ -178,7 +179,7 @@ def result(size, lr, final, workers=1, seconds=1.0, diverged=""):
     return Result(trial, 100, -(-100 // size), diverged, losses, losses, [9.0, seconds], "f")
 
 
-def test_what_was_found(capsys):
+def test_what_was_found():
     """The table marks the best of each column, and the linear rule is judged by what was tried."""
     results = [
         *(result(1, 0.01, 0.5), result(1, 0.1, 0.6), result(1, 1.0, 0.1, diverged="NaN")),
@@ -186,7 +187,7 @@ def test_what_was_found(capsys):
         *(result(100, lr, 0.9 - lr, seconds=0.1 + lr) for lr in (0.01, 0.1)),
         result(100, 1.0, 0.8, seconds=0.1),
     ]
-    rows = list(main._summary(results))
+    rows = list(summary.table(results))
     assert rows[0] == [
         *("optimizer", "batch size", "best lr", "updates", "loss", "val_loss"),
         "rows/s, 1 worker",
@@ -196,12 +197,12 @@ def test_what_was_found(capsys):
         ["sgd", "10", "0.1", "20"],
         ["sgd", "100", "0.1", "2"],
     ]
-    assert [[cell.strip() for cell in row[4:]] for row in rows[1:]] == [
+    assert [row[4:] for row in rows[1:]] == [
         ["0.5", "0.5", "100"],
-        ["0.4 *", "0.4 *", "200"],
-        ["0.8", "0.8", "909.1 *"],
+        ["* 0.4", "* 0.4", "200"],
+        ["0.8", "0.8", "* 909.1"],
     ]
-    verdicts = [line.split("  ")[-1].strip() for line in main._rule(results)][1:]
+    verdicts = [line.split("  ")[-1].strip() for line in summary.linear_rule(results)][1:]
     assert [verdict[-30:] for verdict in verdicts] == [
         "the nearest one tried was best",
         "the nearest one tried was best",
@@ -226,7 +227,6 @@ def test_any_results_can_be_drawn(results, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_sizes": (0,)}, "--batch-sizes has 0; it must be at least 1"),
         ({"batch_sizes": ()}, "--batch-sizes is empty"),
         ({"lr": (0.1, 0.1)}, "--lr 0.1 0.1 names a value twice"),
         ({"lr": (0.1, -1.0)}, "--lr is -1.0; it must be a number above 0"),
@@ -242,9 +242,18 @@ def test_wrong_options_are_refused(options, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("size", [0, 398])
+def test_a_batch_size_that_does_not_fit_is_refused_before_the_first_training(size, tmp_path):
+    """The sizes of all trainings are checked before one is made or a file is written."""
+    options = StudyConfig(batch_sizes=(20, size), lr=(0.1,), out=str(tmp_path / "study"))
+    with pytest.raises(ConfigError, match=f"batch_size={size} "):
+        worker.run(options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     """A folder that is not a study's is refused."""
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds something that is no study"):
-        Journal(str(tmp_path)).begin(setting(StudyConfig()))
+        StudyFolder(str(tmp_path)).begin(setting(StudyConfig()))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

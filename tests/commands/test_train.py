@@ -348,7 +348,10 @@ BAD_FILES = {
         ("--data good.csv", "Name the target column of good.csv"),
         ("--data lengths.npz", "lengths.npz: x has 5 rows, but y has 4"),
         ("--data sequences.npz", "the targets in sequences.npz have shape (50, 7, 1)"),
-        ("--batch-size 398", "--batch-size 398 is larger than the 397 rows to train on"),
+        ("--batch-size 398", "--batch-size 398 is larger than the 397 rows of the training"),
+        ("--batch-size 0", "--batch-size 0 must be a whole number, 1 or more."),
+        ("--batch-size -3", "--batch-size -3 must be a whole number, 1 or more."),
+        ("--micro-batch-size -1", "--micro-batch-size -1 must be a whole number, 1 or more."),
         ("--validation-split 0.9999", "leaves no training row"),
         ("--validation-split 1e-17", "leaves no validation row"),
         ("--loss sqared", "--loss 'sqared' is not a Keras loss; known are binary_crossentropy"),
@@ -389,9 +392,8 @@ def test_bad_input_gives_one_message(arguments, message, command, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--batch-size 0", "--batch-size is 0; it must be at least 1."),
-        ("--batch-size -3", "--batch-size is -3; it must be at least 1."),
         ("--batch-size many", "'many'"),
+        ("--epochs 0", "--epochs is 0; it must be at least 1."),
         ("--optimizer sdg", "'sgd', 'adam', 'rmsprop'"),
         ("--batchsize 3", "Unrecognized options: --batchsize"),
         ("--validation-split 1", "--validation-split is 1.0"),
@@ -409,9 +411,9 @@ def test_wrong_command_lines_are_refused(arguments, message, command, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--batch-size 0", "--batch-size is 0; it must be at least 1."),
+        ("--epochs 0", "--epochs is 0; it must be at least 1."),
         ("--data text.csv --target b", "column 'b', data row 2 (line 3), is 'four'"),
-        ("--batch-size 398", "--batch-size 398 is larger than the 397 rows to train on"),
+        ("--batch-size 398", "--batch-size 398 is larger than the 397 rows of the training"),
         ("--lr 1e30", "The loss or its gradient is NaN or infinite in epoch 1, step"),
     ],
 )

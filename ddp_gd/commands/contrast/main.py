@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from ddp_gd.comm.base import Communicator
-from ddp_gd.commands import results
+from ddp_gd.commands import result_folder, results
 from ddp_gd.commands.config import ContrastConfig, TrainConfig
 from ddp_gd.commands.contrast import measures, schemes
 from ddp_gd.commands.contrast.plot import draw_contrast
-from ddp_gd.commands.contrast.schemes import Contest, Examples, Trajectory, Weights
+from ddp_gd.commands.contrast.schemes import Examples, Setup, Weights
 from ddp_gd.commands.task import Task
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
+from ddp_gd.reporting.text_table import print_table
 
 _WORKERS = 4  # that a lone process stands for
 # One split for all seeds: what differs between them is the initial weights and the order of rows.
@@ -38,55 +39,23 @@ def run(config: ContrastConfig) -> None:
     runtime.init(backend=config.backend)
     communicator = runtime.communicator()
     leader = communicator.rank == 0
-    folder = results.new_folder(config.out) if leader else Path()
+    folder = result_folder.choose(config.out) if leader else Path()
     workers = _workers(config, communicator)
     training, validation = _data(communicator)
-    if not workers <= config.batch_size <= len(training.x):
-        raise ConfigError(
-            f"--batch-size is {config.batch_size}; it must be from {workers}, a row for each "
-            f"worker, to {len(training.x)}, the rows to train on."
-        )
-    setting = Contest(training, config.batch_size, config.epochs, config.lr, workers)
-    weights = Weights(setting.model(0))
+    setup = Setup(training, config.batch_size, config.epochs, config.lr, workers)
+    weights = Weights(setup.model(0))
     if leader:
-        _announce(config, setting, len(validation.x), communicator)
-    seeds: list[dict[str, Any]] = []
-    first: dict[str, Trajectory] = {}
-    for seed in range(config.seeds):
-        began = time.perf_counter()
-        trained = schemes.train_all(setting, seed, weights, communicator, config.every)
-        if leader:
-            if seed == 0:
-                trained["keras_in_one_process"] = schemes.keras_in_one_process(setting, weights)
-            seeds.append(
-                {
-                    name: measures.of_training(
-                        trajectory, trained["averaged"], setting, weights, validation
-                    )
-                    for name, trajectory in trained.items()
-                }
-            )
-            print(f"seed {seed}: {time.perf_counter() - began:.1f} s", flush=True)
-        first = first or trained
+        _announce(config, setup, len(validation.x), communicator)
+    seeds, of_a = _train(config, setup, validation, weights, communicator)
     if not leader:
         return
-    of_a = first["averaged"].weights[0]
-    record: dict[str, Any] = measures.finite(
-        {
-            "command": shlex.join(["python", "-m", "ddp_gd.contrast", *sys.argv[1:]]),
-            "config": dataclasses.asdict(config),
-            "versions": results.versions(),
-            "backend": communicator.name,
-            "workers": workers,
-            "simulated": communicator.size == 1,
-            "rows": {"training": len(training.x), "validation": len(validation.x)},
-            "model": f"mlp {'-'.join(map(str, setting.hidden))}, {of_a.shape[1]:,} weights",
-            "loss": "mean squared error of the normalised targets",
-            "gradient_evaluations": len(training.x) * config.epochs,
-            "distances": measures.DISTANCES,
+    record = measures.finite(
+        _about(config, setup, validation, communicator)
+        | {
+            "model": f"mlp {'-'.join(map(str, setup.hidden))}, {of_a.shape[1]:,} weights",
             "schemes": {
                 scheme.name: measures.summary(scheme, [seed[scheme.name] for seed in seeds])
-                for scheme in measures.all_schemes(setting, config.every)
+                for scheme in measures.all_schemes(setup, config.every)
             },
             "keras_in_one_process": seeds[0]["keras_in_one_process"],
             "gradient_noise": measures.of_noise(
@@ -94,23 +63,82 @@ def run(config: ContrastConfig) -> None:
             ),
         }
     )
-    _print_table(record)
-    with results.explained(folder):
-        folder = results.make(folder)
+    _print_record(record)
+    with result_folder.explained(folder):
+        folder = result_folder.make(folder)
         (folder / "contrast.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         draw_contrast(record, folder / "contrast.png")
     print(f"results {folder}/: contrast.json, contrast.png", flush=True)
 
 
-def _workers(config: ContrastConfig, communicator: Communicator) -> int:
-    if communicator.size == 1:
-        return config.workers or _WORKERS
-    if config.workers not in (None, communicator.size):
-        raise ConfigError(
-            f"--workers is {config.workers}, but this job has {communicator.size}. Leave it out: "
-            "it is for a process that is alone."
+def _train(
+    config: ContrastConfig,
+    setup: Setup,
+    validation: Examples,
+    weights: Weights,
+    communicator: Communicator,
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Train with every seed in every way.
+
+    Returns:
+        On rank 0, what was measured of each seed's trainings, by their names; and on every worker
+        the weights of (a) with the first seed, shape (points, weights).
+    """
+    seeds: list[dict[str, Any]] = []
+    of_a = np.empty(0)
+    for seed in range(config.seeds):
+        began = time.perf_counter()
+        trained = schemes.train_all(setup, seed, weights, communicator, config.every)
+        if seed == 0:
+            of_a = trained["averaged"].weights[0]
+        if communicator.rank > 0:
+            continue
+        if seed == 0:
+            trained["keras_in_one_process"] = schemes.keras_in_one_process(setup, weights)
+        seeds.append(
+            {
+                name: measures.of_training(
+                    trajectory, trained["averaged"], setup, weights, validation
+                )
+                for name, trajectory in trained.items()
+            }
         )
-    return communicator.size
+        print(f"seed {seed}: {time.perf_counter() - began:.1f} s", flush=True)
+    return seeds, of_a
+
+
+def _about(
+    config: ContrastConfig, setup: Setup, validation: Examples, communicator: Communicator
+) -> dict[str, Any]:
+    """What contrast.json says of all trainings."""
+    rows = len(setup.training.x)
+    return {
+        "command": shlex.join(["python", "-m", "ddp_gd.contrast", *sys.argv[1:]]),
+        "config": dataclasses.asdict(config),
+        "versions": results.versions(),
+        "backend": communicator.name,
+        "workers": setup.workers,
+        "simulated": communicator.size == 1,
+        "rows": {"training": rows, "validation": len(validation.x)},
+        "loss": "mean squared error of the normalised targets",
+        "gradient_evaluations": rows * config.epochs,
+        "distances": measures.DISTANCES,
+    }
+
+
+def _workers(config: ContrastConfig, communicator: Communicator) -> int:
+    workers = communicator.size if communicator.size > 1 else config.workers or _WORKERS
+    if config.workers not in (None, workers):
+        raise ConfigError(
+            f"--workers is {config.workers}, but this job has {workers}. Leave it out: it is for "
+            "a process that is alone."
+        )
+    if config.batch_size < workers:
+        raise ConfigError(
+            f"--batch-size is {config.batch_size}; it must be at least {workers}, a row for each "
+            "worker."
+        )
+    return workers
 
 
 def _data(communicator: Communicator) -> tuple[Examples, Examples]:
@@ -124,10 +152,10 @@ def _data(communicator: Communicator) -> tuple[Examples, Examples]:
 
 
 def _announce(
-    config: ContrastConfig, setting: Contest, validation_rows: int, communicator: Communicator
+    config: ContrastConfig, setup: Setup, validation_rows: int, communicator: Communicator
 ) -> None:
     """Print what all of the trainings have in common."""
-    rows, seeds = len(setting.training.x), config.seeds
+    rows, seeds = len(setup.training.x), config.seeds
     how = f"{communicator.name}; each makes its own updates of (b) and (c)"
     if communicator.size == 1:
         how = "simulated one after the other in this process: the same mathematics"
@@ -135,16 +163,15 @@ def _announce(
         "data": f"diabetes: {rows} rows to train on, {validation_rows} to validate; normalised",
         "for all": f"mlp, SGD learning rate {config.lr:g}, {config.epochs} epochs = "
         f"{rows * config.epochs:,} gradient evaluations (rows)",
-        "batches": f"global mini-batches of {config.batch_size} rows, {setting.steps} in all",
-        "workers": f"{setting.workers} ({how})",
+        "batches": f"global mini-batches of {config.batch_size} rows, {setup.steps} in all",
+        "workers": f"{setup.workers} ({how})",
         "seeds": f"{seeds}: 0{f' to {seeds - 1}' if seeds > 1 else ''}",
     }
     for name, text in lines.items():
         print(f"{name:<9}{text}", flush=True)
 
 
-def _print_table(record: Mapping[str, Any]) -> None:
-    heads = ["", "updates", "rows", "training loss", "validation loss", "apart", "from (a)"]
+def _print_record(record: Mapping[str, Any]) -> None:
     table = [
         [
             scheme["title"] + (f": {scheme['models']} models" if scheme["models"] > 1 else ""),
@@ -157,11 +184,10 @@ def _print_table(record: Mapping[str, Any]) -> None:
         ]
         for scheme in record["schemes"].values()
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *table, strict=True)]
     print()
-    for title, *cells in [heads, *table]:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        print("  ".join([title.ljust(widths[0]), *cells]))
+    print_table(
+        ["", "updates", "rows", "training loss", "validation loss", "apart", "from (a)"], table
+    )
     furthest = np.nanmax(np.array(record["keras_in_one_process"]["distance_to_a"], float))
     print(
         f"""
@@ -177,15 +203,12 @@ Gradient noise: distance of a mini-batch's gradient from that of all rows, relat
 RMS over {record["gradient_noise"]["draws"]} random mini-batches, at the initial weights"""
     )
     noise = record["gradient_noise"]
-    rows = {
-        "batch size": noise["batch_size"],
-        "measured": noise["at"]["initial weights"]["measured"],
-        "exact": noise["at"]["initial weights"]["exact"],
-        "1/sqrt(B)": noise["at"]["initial weights"]["one_over_sqrt_b"],
-    }
-    for name, values in rows.items():
-        numbers = [str(v) if isinstance(v, int) else _number(v) for v in values]
-        print(f"{name:<10}" + "".join(f"{number:>8}" for number in numbers))
+    measured = {"measured": "measured", "exact": "exact", "1/sqrt(B)": "one_over_sqrt_b"}
+    of_start = noise["at"]["initial weights"]
+    print_table(
+        ["batch size", *map(str, noise["batch_size"])],
+        [[title, *map(_number, of_start[name])] for title, name in measured.items()],
+    )
     print()
 
 

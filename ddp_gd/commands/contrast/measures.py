@@ -11,7 +11,7 @@ import numpy as np
 
 from ddp_gd.batching.plan import Plan
 from ddp_gd.commands.contrast import noise
-from ddp_gd.commands.contrast.schemes import Contest, Examples, Trajectory, Weights
+from ddp_gd.commands.contrast.schemes import Examples, Setup, Trajectory, Weights
 
 DISTANCES = {
     "step": "global mini-batches of (a) behind; for (d) and (e) at the ends of the epochs",
@@ -42,14 +42,14 @@ class Scheme:
     models: int = 1
 
 
-def all_schemes(setting: Contest, every: int) -> list[Scheme]:
+def all_schemes(setup: Setup, every: int) -> list[Scheme]:
     """All of them, (a) first."""
-    plan, epochs, workers = setting.plan(0), setting.epochs, setting.workers
+    plan, epochs, workers = setup.plan(0), setup.epochs, setup.workers
     own = tuple(epochs * _nonempty_shares(plan, worker, workers) for worker in range(workers))
-    share, rows = setting.batch_size / workers, plan.rows
+    share, rows = setup.batch_size / workers, plan.rows
     steps = f"{every} steps" if every > 1 else "step"
     return [
-        Scheme("averaged", "(a) averaged", (setting.steps,), setting.batch_size),
+        Scheme("averaged", "(a) averaged", (setup.steps,), setup.batch_size),
         Scheme("independent", "(b) independent", own, share, models=workers),
         Scheme("averaged_at_end", "(c) averaged at the end", own, share),
         Scheme("local_sgd", f"(c) averaged every {steps}", own, share),
@@ -65,7 +65,7 @@ def _nonempty_shares(plan: Plan, worker: int, workers: int) -> int:
 def of_training(
     trajectory: Trajectory,
     averaged: Trajectory,
-    setting: Contest,
+    setup: Setup,
     weights: Weights,
     validation: Examples,
 ) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def of_training(
     Args:
         trajectory: of one way to train.
         averaged: of (a), with the same seed.
-        setting: of the trainings.
+        setup: of the trainings.
         weights: of a model that computes the losses.
         validation: rows that were not trained on.
 
@@ -82,8 +82,8 @@ def of_training(
         `training_loss` and `validation_loss`, a list for each model; `step`, `workers_apart` (None
         where there is only one model) and `distance_to_a`.
     """
-    parts = setting.training, validation
-    points = np.searchsorted(trajectory.steps, setting.epoch_ends)
+    parts = setup.training, validation
+    points = np.searchsorted(trajectory.steps, setup.epoch_ends)
     losses: dict[str, list[list[float]]] = {"training_loss": [], "validation_loss": []}
     for model in trajectory.weights:
         curves = np.array([_losses(weights, model[p], *parts) for p in points])

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from ddp_gd.batching.order import Order
-from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.plan import Plan, plan_of
 from ddp_gd.comm.base import Communicator
 from ddp_gd.commands import models
 from ddp_gd.training.fit import fit
@@ -41,7 +41,7 @@ class Examples(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Contest:
+class Setup:
     """What all of the trainings have in common.
 
     Attributes:
@@ -60,9 +60,12 @@ class Contest:
     workers: int
     hidden: tuple[int, ...] = (64, 64)
 
+    def __post_init__(self) -> None:
+        self.plan(seed=0)  # a batch size that can't be used is refused before anything is trained
+
     def plan(self, seed: int) -> Plan:
-        """The global mini-batches of (a), (b) and (c)."""
-        return Plan(len(self.training.x), self.batch_size, shuffle=True, seed=seed)
+        """The global mini-batches of (a), (b) and (c), as `ddp_gd.fit` has them."""
+        return plan_of(len(self.training.x), self.batch_size, shuffle=True, seed=seed)
 
     @property
     def steps(self) -> int:
@@ -166,22 +169,22 @@ class _EachStep(_Keeper):
             self.keep()
 
 
-def with_fit(setting: Contest, seed: int, batch_size: int | Literal["full"]) -> np.ndarray:
+def with_fit(setup: Setup, seed: int, batch_size: int | Literal["full"]) -> np.ndarray:
     """Train (a), (d) or (e), all workers together. Collective.
 
     Returns:
-        This worker's weights, float32, shape (points, weights): at `Setting.points` where the
-        batch size is the setting's, else at `Setting.epoch_ends`.
+        This worker's weights, float32, shape (points, weights): at `Setup.points` where the
+        batch size is that of the setup, else at `Setup.epoch_ends`.
     """
-    model = setting.model(seed)
-    each_step = batch_size == setting.batch_size
-    keeper = _EachStep(setting.points) if each_step else _EachEpoch()
+    model = setup.model(seed)
+    each_step = batch_size == setup.batch_size
+    keeper = _EachStep(setup.points) if each_step else _EachEpoch()
     fit(
         model,
-        setting.training.x,
-        setting.training.y,
+        setup.training.x,
+        setup.training.y,
         batch_size=batch_size,
-        epochs=setting.epochs,
+        epochs=setup.epochs,
         verbose=0,
         callbacks=[keeper],
         seed=seed,
@@ -191,7 +194,7 @@ def with_fit(setting: Contest, seed: int, batch_size: int | Literal["full"]) -> 
 
 
 def independently(
-    setting: Contest,
+    setup: Setup,
     seed: int,
     weights: Weights,
     mine: Sequence[int],
@@ -201,23 +204,23 @@ def independently(
     """Train (b) or (c): each worker makes its own updates, by Keras itself.
 
     Args:
-        setting: of the trainings; with one worker this is plain Keras in one process.
+        setup: of the trainings; with one worker this is plain Keras in one process.
         seed: of initial weights and order of rows.
-        weights: of a model of the setting's that makes the updates.
+        weights: of one of the setup's models, which makes the updates.
         mine: the workers whose updates this process makes.
         every: average the workers' weights after so many steps, and after the last one; None
             never does.
         gather: makes of the weights of `mine` those of all workers, shape (workers, weights).
 
     Returns:
-        The weights of `mine`, float32, shape (workers, points, weights), at `Setting.points`;
+        The weights of `mine`, float32, shape (workers, points, weights), at `Setup.points`;
         after the averaging where both fall on one step.
     """
-    plan, steps, points = setting.plan(seed), setting.steps, setting.points
-    x, y = setting.training
-    rows = [_rows(plan, setting.epochs, worker, setting.workers) for worker in mine]
+    plan, steps, points = setup.plan(seed), setup.steps, setup.points
+    x, y = setup.training
+    rows = [_rows(plan, setup.epochs, worker, setup.workers) for worker in mine]
     place = {int(point): p for p, point in enumerate(points)}
-    now = np.tile(Weights(setting.model(seed)).get(), (len(mine), 1))  # (workers, weights)
+    now = np.tile(Weights(setup.model(seed)).get(), (len(mine), 1))  # (workers, weights)
     kept = np.empty((len(mine), len(points), now.shape[1]), np.float32)
     kept[:, 0] = now
     for first in range(0, steps, every or steps):
@@ -237,22 +240,22 @@ def independently(
     return kept
 
 
-def keras_in_one_process(setting: Contest, weights: Weights, seed: int = 0) -> Trajectory:
+def keras_in_one_process(setup: Setup, weights: Weights, seed: int = 0) -> Trajectory:
     """Train (a) once more: `keras.Model.train_on_batch` on whole global mini-batches."""
-    alone = dataclasses.replace(setting, workers=1)
-    return Trajectory(setting.points, independently(alone, seed, weights, mine=[0]))
+    alone = dataclasses.replace(setup, workers=1)
+    return Trajectory(setup.points, independently(alone, seed, weights, mine=[0]))
 
 
 def train_all(
-    setting: Contest, seed: int, weights: Weights, communicator: Communicator, every: int
+    setup: Setup, seed: int, weights: Weights, communicator: Communicator, every: int
 ) -> dict[str, Trajectory]:
     """Train with one seed in each way. Collective.
 
     Args:
-        setting: of the trainings.
+        setup: of the trainings.
         seed: of initial weights and order of rows.
-        weights: of a model of the setting's that makes the updates of (b) and (c).
-        communicator: of the job, with as many workers as the setting; or of a lone process, which
+        weights: of one of the setup's models, which makes the updates of (b) and (c).
+        communicator: of the job, with as many workers as the setup has; or of a lone process, which
             then stands for all workers.
         every: steps between two averagings of (c).
 
@@ -265,19 +268,19 @@ def train_all(
     def gather(array: np.ndarray) -> np.ndarray:
         return np.asarray(communicator.allgather(array))
 
-    mine = [communicator.rank] if communicator.size > 1 else range(setting.workers)
-    independent = gather(independently(setting, seed, weights, mine))
+    mine = [communicator.rank] if communicator.size > 1 else range(setup.workers)
+    independent = gather(independently(setup, seed, weights, mine))
     averaged_at_end = independent.copy()
     averaged_at_end[:, -1] = independent[:, -1].mean(axis=0)
-    local_sgd = gather(independently(setting, seed, weights, mine, every, gather))
-    averaged = gather(with_fit(setting, seed, setting.batch_size)[None])
+    local_sgd = gather(independently(setup, seed, weights, mine, every, gather))
+    averaged = gather(with_fit(setup, seed, setup.batch_size)[None])
     return {
-        "averaged": Trajectory(setting.points, averaged),
-        "independent": Trajectory(setting.points, independent),
-        "averaged_at_end": Trajectory(setting.points, averaged_at_end),
-        "local_sgd": Trajectory(setting.points, local_sgd),
-        "single_sample": Trajectory(setting.epoch_ends, with_fit(setting, seed, 1)[None]),
-        "full_batch": Trajectory(setting.epoch_ends, with_fit(setting, seed, "full")[None]),
+        "averaged": Trajectory(setup.points, averaged),
+        "independent": Trajectory(setup.points, independent),
+        "averaged_at_end": Trajectory(setup.points, averaged_at_end),
+        "local_sgd": Trajectory(setup.points, local_sgd),
+        "single_sample": Trajectory(setup.epoch_ends, with_fit(setup, seed, 1)[None]),
+        "full_batch": Trajectory(setup.epoch_ends, with_fit(setup, seed, "full")[None]),
     }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib.ticker
 from matplotlib.axes import Axes
 
-from ddp_gd.commands.study.trials import Result, best_of_each, speed
+from ddp_gd.commands.study.summary import best_of_each, speed
+from ddp_gd.commands.study.trials import Result
 from ddp_gd.reporting import plot_style
 
 

@@ -11,7 +11,8 @@ from ddp_gd.batching.arrays import Arrays
 from ddp_gd.comm import agree
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import StudyConfig
-from ddp_gd.commands.study.trials import Journal, Result, Trial, setting, trials
+from ddp_gd.commands.study.folder import StudyFolder
+from ddp_gd.commands.study.trials import Result, Trial, setting, trials
 from ddp_gd.commands.task import Task
 from ddp_gd.errors import ConfigError, NumericsError
 from ddp_gd.job import runtime
@@ -29,21 +30,21 @@ def run(options: StudyConfig) -> None:
     runtime.init()
     communicator = runtime.communicator()
     leader = communicator.rank == 0
-    sizes = [size for size in options.batch_sizes if size != "full"]
-    largest = options.training(max(sizes, default="full"), options.lr[0], options.optimizers[0])
-    task = Task(largest, communicator)
+    everything = trials(options, [communicator.size])
+    task = Task(everything[0].options(options), communicator)
+    for trial in everything:
+        task.plan(trial.options(options))  # refuses a batch size before the first training
     if task.build().compiled:
         raise ConfigError(
             f"--model {options.model} returns a compiled model, with an optimizer of its own: a "
             "study needs to set the learning rate. Leave model.compile(...) out of the function."
         )
-    records = Journal(options.out)
+    folder = StudyFolder(options.out)
     content = Arrays(*task.data["training"]).describe()
     if leader:
-        records.begin(setting(options) | {f"data: {k}": v for k, v in content.items()})
-    everything = trials(options, [communicator.size])
+        folder.begin(setting(options) | {f"data: {k}": v for k, v in content.items()})
     # Only rank 0's folder counts.
-    missing = [trial.name for trial in records.missing(everything)] if leader else []
+    missing = [trial.name for trial in folder.missing(everything)] if leader else []
     missing = agree.gather_json(communicator, missing)[0]
     wanted = [trial for trial in everything if trial.name in missing]
     # What is loaded by now stays: looking through it for garbage would take longer than tracing.
@@ -52,7 +53,7 @@ def run(options: StudyConfig) -> None:
     for number, trial in enumerate(wanted, start=1):
         result = _train(options, task, trial)
         if leader:
-            records.write(result)
+            folder.write(result)
             left = (time.monotonic() - began) / number * (len(wanted) - number)
             ended = "diverged" if result.diverged else f"loss {result.loss[-1]:.4g}"
             print(f"{number}/{len(wanted)}  {trial}: {ended}; {left:.0f} s left", flush=True)
@@ -61,7 +62,7 @@ def run(options: StudyConfig) -> None:
 def _train(options: StudyConfig, task: Task, trial: Trial) -> Result:
     """Train one combination, from the same initial weights as every other."""
     keras.utils.clear_session()  # the graphs of the one before
-    config = options.training(trial.batch_size, trial.lr, trial.optimizer)
+    config = trial.options(options)
     model = task.build()
     task.compile(model, config)
     times = Times()
@@ -86,7 +87,7 @@ def _train(options: StudyConfig, task: Task, trial: Trial) -> Result:
     return Result(
         trial=trial,
         rows=len(x),
-        updates=1 if config.batch_size == "full" else -(-len(x) // config.batch_size),
+        updates=task.plan(config).steps,
         diverged=diverged,
         loss=history.get("loss", []),
         val_loss=history.get("val_loss", []),
