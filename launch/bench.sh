@@ -26,7 +26,6 @@ fi
 setup_options=(--require-horovod)
 set_up_if_needed
 enter_venv
-export_job_settings
 cd "$repo_root"
 
 torch=()

@@ -93,18 +93,8 @@ while (($#)); do
     shift 2
 done
 
-checkpoint='' out='' resume=() backend=()
 arguments=("$@")
-for ((i = 0; i < $#; i++)); do
-    case ${arguments[i]} in
-        --checkpoint) checkpoint=${arguments[i + 1]:-} ;;
-        --checkpoint=*) checkpoint=${arguments[i]#*=} ;;
-        --out) out=${arguments[i + 1]:-} ;;
-        --out=*) out=${arguments[i]#*=} ;;
-        --backend | --backend=*) backend=(given) ;;
-        --resume) resume=(--resume) ;;
-    esac
-done
+read_arguments "$@"
 if ((restarts)) && [[ -z $checkpoint ]]; then
     refuse "--restarts needs --checkpoint FOLDER among the training arguments: what it goes on from."
 fi
@@ -128,7 +118,6 @@ if [[ $dry_run == false ]]; then
     set_up_if_needed
 fi
 enter_venv
-export_job_settings
 asked=()
 # Set by multi_gpu.sh alone.
 if [[ -n ${DDP_GD_FOR_GPUS:-} ]]; then
@@ -146,11 +135,10 @@ if [[ $launcher == horovodrun ]]; then
     horovod_is_installed || die "there is no Horovod here, so no horovodrun. Leave --launcher out."
     [[ $mpi == open-mpi-4 ]] || refuse "--launcher horovodrun: its options are for Open MPI 4, and $(command -v mpirun) isn't. Leave it out."
 fi
-if ((${#backend[@]})); then
-    backend=()
-elif [[ $mpirun != mpirun ]]; then
+backend=()
+if ! $has_backend && [[ $mpirun != mpirun ]]; then
     backend=(--backend mpi)
-elif ! horovod_is_installed; then
+elif ! $has_backend && ! horovod_is_installed; then
     say "no Horovod here (bash launch/setup.sh tells why); using the mpi backend"
     backend=(--backend mpi)
 fi
@@ -188,7 +176,7 @@ done
 
 # ---------------------------------------------------------------- start, and start again
 
-if ((restarts)) && [[ ${#resume[@]} == 0 && -e $(newest "$checkpoint") ]]; then
+if ((restarts)) && ! $has_resume && [[ -e $(newest "$checkpoint") ]]; then
     refuse "$checkpoint holds the checkpoints of a training. Give --resume to go on with it, or an empty folder."
 fi
 
@@ -229,7 +217,7 @@ while true; do
         mpirun_words "$now" "$hosts_now" "$interface_now" "${variables[@]}"
     fi
     go_on=()
-    if ((failures)) && [[ ${#resume[@]} == 0 ]]; then
+    if ((failures)) && ! $has_resume; then
         go_on=(--resume)
     fi
     through_mpi "$logs" "${chosen_out[@]}" "${arguments[@]}" "${backend[@]}" "${go_on[@]}"

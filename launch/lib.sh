@@ -30,12 +30,15 @@ usage() { # print the comment at the top of the script that was called
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
 }
 
+usage_if_asked() { # usage_if_asked [arguments ...]: print it and exit, if the first asks for it
+    [[ ${1:-} != -h && ${1:-} != --help ]] || { usage && exit 0; }
+}
+
 help_with() { # help_with <module>: the script's text, then the module's, and exit
     usage
     # The rest needs the package: left out rather than set up for.
     if bash "$repo_root/launch/setup.sh" --check; then
         enter_venv
-        export_job_settings
         cd "$repo_root" || exit
         echo
         exec python -m "$1" --help
@@ -49,8 +52,18 @@ set_up_if_needed() {
         bash "$repo_root/launch/setup.sh" "${setup_options[@]}"
 }
 
-enter_venv() {
+enter_venv() { # and export what a job's processes want set: ddp_gd/comm/environment.py knows it
+    local python=$venv/bin/python lines line
+    [[ -x $python ]] || python=python3 # for --dry-run
     export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
+    lines=$(PYTHONPATH=$repo_root "$python" -P -c '
+import sys
+from ddp_gd.comm.environment import launcher_settings
+for setting in launcher_settings(*sys.argv[1:]).items():
+    print(*setting, sep="=")' "$venv" "$mpirun") || die "$python could not tell what a job needs."
+    while IFS= read -r line; do
+        [[ -z $line ]] || set_default "${line%%=*}" "${line#*=}"
+    done <<<"$lines"
 }
 
 is_open_mpi() { # is mpirun Open MPI's?
@@ -59,6 +72,24 @@ is_open_mpi() { # is mpirun Open MPI's?
 
 horovod_is_installed() {
     python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("horovod"))'
+}
+
+# Sets checkpoint and out, the folders that the training arguments name, or '', and whether they have
+# --backend and --resume.
+# shellcheck disable=SC2034  # the scripts use them
+read_arguments() { # read_arguments <training arguments ...>
+    checkpoint='' out='' has_backend=false has_resume=false
+    while (($#)); do
+        case $1 in
+            --checkpoint) checkpoint=${2:-} ;;
+            --checkpoint=*) checkpoint=${1#*=} ;;
+            --out) out=${2:-} ;;
+            --out=*) out=${1#*=} ;;
+            --backend | --backend=*) has_backend=true ;;
+            --resume) has_resume=true ;;
+        esac
+        shift
+    done
 }
 
 # Sets program to what mpirun is to start for the training with these arguments: worker.sh, which
@@ -149,27 +180,4 @@ job_settings=() # what set_default exported, for --dry-run
 set_default() { # set_default <name> <value>: export it, unless the user's environment has another
     export "$1=${!1-$2}"
     job_settings+=("$1")
-}
-
-# Settings that a user's own environment overrides.
-export_job_settings() {
-    # A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
-    # from the computation of its own worker.
-    set_default OMPI_MCA_mpi_yield_when_idle 1
-    # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
-    set_default OMPI_MCA_rmaps_base_oversubscribe 1
-    set_default OMPI_ALLOW_RUN_AS_ROOT 1
-    set_default OMPI_ALLOW_RUN_AS_ROOT_CONFIRM 1
-    # Open MPI would bind each of two workers to one core, whatever else is free.
-    set_default OMPI_MCA_hwloc_base_binding_policy none
-    # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
-    if ! command -v ssh >/dev/null && ! command -v rsh >/dev/null; then
-        set_default OMPI_MCA_plm isolated
-    fi
-    # PyPI's Open MPI learns from mpirun where its files are; a process without mpirun, from here.
-    if [[ -x $venv/bin/mpicxx && $(command -v "$mpirun") == "$venv/bin/mpirun" ]]; then
-        set_default OPAL_PREFIX "$venv"
-    fi
-    # Every process, horovodrun itself included, otherwise opens with more lines about the CPU.
-    set_default TF_CPP_MIN_LOG_LEVEL 2
 }

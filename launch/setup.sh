@@ -214,7 +214,6 @@ if [[ -f $stamp ]]; then
 fi
 : >"$log"
 enter_venv
-export_job_settings
 
 say "installing ddp_gd with TensorFlow and the test tools (the first time: 0.8 GB to download, one to two minutes)"
 pip install "${build_requirements[@]}" ||

@@ -11,17 +11,13 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    usage
-    exit 0
-fi
+usage_if_asked "$@"
 
 if [[ ${CI:-} == true ]]; then
     setup_options=(--require-horovod)
 fi
 set_up_if_needed
 enter_venv
-export_job_settings
 # The tests compare bits: they run on the CPU wherever they run.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES--1}
 cd "$repo_root"

@@ -12,10 +12,7 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    usage
-    exit 0
-fi
+usage_if_asked "$@"
 PATH=$PATH:/usr/sbin:/sbin # where ip and Slurm's daemons are; not every shell of root has it
 if [[ $(id -u) != 0 ]]; then
     [[ ${CI:-} != true ]] || die "FAILED: it needs root, for network namespaces and services."
@@ -46,7 +43,6 @@ if [[ ${CI:-} == true ]]; then
 fi
 set_up_if_needed
 enter_venv
-export_job_settings
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES--1}
 cd "$repo_root"
 

@@ -26,7 +26,6 @@ fi
 
 set_up_if_needed
 enter_venv
-export_job_settings
 
 through_mpi '' "$@"
 # The exit status is that of what runs last, and signals reach it.

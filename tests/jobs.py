@@ -9,18 +9,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ddp_gd.job import mpirun
+
 _BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
 _TESTS = Path(__file__).parent
 _PATHS = (_TESTS.parent, _TESTS, _TESTS / "without")
-# What says "you are part of a job"; a test run may itself have been started by a launcher.
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "MV2_", "HOROVOD_", "SLURM_")
 
 
 def command(
     np: int, argv: Sequence[str], launcher: str, env: Mapping[str, str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The command of a job, and its environment. The arguments are those of `run_job`."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    # These jobs stay on this host, whatever job of Slurm the tests run in.
+    inherited = mpirun.environment().items()
+    environ = {k: v for k, v in inherited if not k.startswith("SLURM_")}
     environ |= {
         "PATH": f"{_BIN}{os.pathsep}{environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, _PATHS), environ.get("PYTHONPATH")])),
@@ -28,11 +30,6 @@ def command(
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
-        # A container's root is nobody special, and two cores must carry four workers.
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "OMPI_MCA_hwloc_base_binding_policy": "none",
         **(env or {}),
     }
     start = {

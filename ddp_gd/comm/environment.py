@@ -1,9 +1,15 @@
-"""What the launcher's environment variables say, and what a backend wants set before it starts."""
+"""The environment of a job: what its launcher says, and what its processes want set.
+
+The launch scripts ask this module before anything is installed: it needs only the standard library.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from ddp_gd.errors import LaunchError
@@ -21,15 +27,30 @@ _LAUNCHERS = (
 )
 # How many of them on this host: of launchers, one for each host, that are the workers' parent.
 _WORKERS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+# What launchers tell their processes begins so; the user's own settings of MPI and Horovod don't.
+_TOLD = ("OMPI_COMM", "OMPI_UNIVERSE", "PMIX_", "PMI_", "MV2_", "HOROVOD_RANK", "HOROVOD_SIZE")
 
+# A worker that waits inside MPI gives its core away: Horovod's waiting thread otherwise takes it
+# from the computation of its own worker.
+_YIELD = {"OMPI_MCA_mpi_yield_when_idle": "1"}
 _CPU_DEFAULTS = {
-    # Horovod's thread waits inside MPI by spinning, on the core that its own worker needs.
-    "OMPI_MCA_mpi_yield_when_idle": "1",
+    **_YIELD,
     # Its default of 1 ms is the floor of a small step.
     "HOROVOD_CYCLE_TIME": "0",
     # Small tensors come in one buffer already (tensors.py); large ones would only be copied into
     # Horovod's buffer, which takes up to 128 MB.
     "HOROVOD_FUSION_THRESHOLD": "0",
+}
+_LAUNCHER_DEFAULTS = {
+    **_YIELD,
+    # Bare mpirun refuses more processes than cores, and root (containers); horovodrun allows both.
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    # Open MPI would bind each of two workers to one core, whatever else is free.
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    # Every process, horovodrun itself included, otherwise opens with more lines about the CPU.
+    "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
 
@@ -55,6 +76,30 @@ def workers_here() -> int:
     return next((int(number) for number in said if number.isdigit()), 0)
 
 
+def launcher_settings(folder: str, mpirun: str) -> dict[str, str]:
+    """Return what a launcher and the processes that it starts want set, unless the user set it.
+
+    Args:
+        folder: the virtual environment.
+        mpirun: the launcher, a path or a name on PATH.
+    """
+    settings = dict(_LAUNCHER_DEFAULTS)
+    # Without ssh mpirun gives up, even on one machine, unless it is told that there is only one.
+    if not shutil.which("ssh") and not shutil.which("rsh"):
+        settings["OMPI_MCA_plm"] = "isolated"
+    # PyPI's Open MPI learns from mpirun where its files are; a process without mpirun, from here.
+    programs = Path(folder, "bin")
+    if shutil.which(programs / "mpicxx") and shutil.which(mpirun) == str(programs / "mpirun"):
+        settings["OPAL_PREFIX"] = folder
+    return settings
+
+
+def of_a_new_job(mpirun: str) -> dict[str, str]:
+    """Return this process's variables for a job that it starts, as if it were in none itself."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(_TOLD)}
+    return launcher_settings(sys.prefix, mpirun) | outside
+
+
 def set_cpu_defaults() -> None:
     """Set what makes MPI and Horovod fast on CPUs, unless the user set it. Before they start."""
     for variable, value in _CPU_DEFAULTS.items():
@@ -64,11 +109,6 @@ def set_cpu_defaults() -> None:
 def cpu_settings() -> str:
     """What `set_cpu_defaults` sees to, as it is now: the user's values, or ours."""
     return " ".join(f"{variable}={os.environ.get(variable)}" for variable in _CPU_DEFAULTS)
-
-
-def allow_timeline() -> None:
-    """Let a timeline be started later; before Horovod starts."""
-    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
 
 
 def require_all(backend: str, size: int) -> None:
