@@ -1,4 +1,4 @@
-"""TODO."""
+"""Small collectives: what any worker says, what rank 0 says, and that all were given the same."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gather_json(communicator: Communicator, value: Any) -> list[Any]:
     return [json.loads(everyone[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
 
 
-def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
+def require_same_facts(communicator: Communicator, facts: Mapping[str, str]) -> None:
     """Stop every worker where one was given something other than rank 0. Collective.
 
     Args:

@@ -1,4 +1,4 @@
-"""What equal bits depend on beside the training itself: set by `init`, recorded, checked.
+"""What equal bits depend on beside the training itself: it is fixed, recorded and checked.
 
 Floating-point kernels choose their order of additions by the processor, by their thread count and
 by TensorFlow's settings. In bitwise mode all of that is fixed, recorded with every run, and must
@@ -15,16 +15,37 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ddp_gd.comm import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import threads
-from ddp_gd.job.threads import user_set
+
+
+def fix_bits(local_size: int) -> None:
+    """Fix what changes the bits of a micro-batch or of a sum, before TensorFlow's first op.
+
+    Args:
+        local_size: workers on this host.
+
+    Raises:
+        ConfigError: TensorFlow runs already, so its threads are what they are.
+    """
+    try:
+        # Several micro-batches at once: that changes no bits.
+        threads.set_for_worker(local_size, intra_op=1)
+    except RuntimeError:
+        raise ConfigError(
+            "bitwise=True fixes TensorFlow's threads, but TensorFlow has started already: "
+            "call ddp_gd.init() before any TensorFlow op."
+        ) from None
+    # It would re-order trees of additions, in one graph so and in the next one otherwise.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    tf.config.experimental.enable_op_determinism()
 
 
 def facts() -> dict[str, str]:
-    """What the bits depend on, in words: two runs can be equal bit for bit only if these are."""
+    """Return what the bits depend on, in words: runs can be equal only if all of it is."""
     options = tf.config.optimizer.get_experimental_options()
-    one_dnn = {name: os.environ[name] for name in sorted(os.environ) if _is_onednn(name)}
+    prefixes = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_", "DNNL_")
+    one_dnn = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(prefixes)}
     return {
         "processor": _processor(),
         "tensorflow": metadata.version("tensorflow"),
@@ -40,15 +61,15 @@ def facts() -> dict[str, str]:
 
 
 def require_preconditions() -> None:
-    """Stop where something was changed after `init(bitwise=True)` had set it.
+    """Stop where something was changed after `fix_bits`.
 
     Raises:
         ConfigError: naming the setting.
     """
-    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    used = tf.config.threading.get_intra_op_parallelism_threads()
     options = tf.config.optimizer.get_experimental_options()
-    if threads != 1:
-        problem = f"TensorFlow uses {threads} intra-op threads, and their number changes the bits"
+    if used != 1:
+        problem = f"TensorFlow uses {used} intra-op threads, and their number changes the bits"
     elif options.get("arithmetic_optimization", True):
         problem = "graph rewriting (arithmetic_optimization) is on, and it re-orders additions"
     elif tf.config.optimizer.get_jit():
@@ -61,12 +82,8 @@ def require_preconditions() -> None:
     )
 
 
-def _is_onednn(name: str) -> bool:
-    return name == "TF_ENABLE_ONEDNN_OPTS" or name.startswith(("ONEDNN_", "DNNL_"))
-
-
 def _processor() -> str:
-    """Model and a hash of the flags: kernels are chosen by them."""
+    """The model and a hash of the flags: kernels are chosen by them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -78,25 +95,3 @@ def _processor() -> str:
     flags = " ".join(sorted(entries.get("flags", "").split()))
     digest = hashlib.sha256(flags.encode()).hexdigest()[:8]
     return f"{entries.get('model name', 'unknown')}, flags {digest}"
-
-
-def fix(communicator: Communicator) -> None:
-    """Fix what changes the bits of a micro-batch or of a sum.
-
-    Raises:
-        ConfigError: TensorFlow runs already, so its threads are what they are.
-    """
-    config = tf.config.threading
-    try:
-        config.set_intra_op_parallelism_threads(1)
-        # Several micro-batches at once: that changes no bits.
-        if not (config.get_inter_op_parallelism_threads() or user_set("INTEROP")):
-            config.set_inter_op_parallelism_threads(threads.for_worker(communicator.local_size))
-    except RuntimeError:
-        raise ConfigError(
-            "bitwise=True fixes TensorFlow's threads, but TensorFlow has started already: "
-            "call ddp_gd.init() before any TensorFlow op."
-        ) from None
-    # It would re-order trees of additions, in one graph so and in the next one otherwise.
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
-    tf.config.experimental.enable_op_determinism()

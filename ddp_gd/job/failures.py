@@ -10,23 +10,21 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ddp_gd import settings
-from ddp_gd.comm import Communicator
-from ddp_gd.comm.environment import Launch
 from ddp_gd.errors import DdpGdError, exit_status
 
 
 def end_job_on_exception(
     rank: int, speaks: Callable[[], bool], abort: Callable[[int], object]
 ) -> None:
-    """Let an exception that nobody catches on any worker end the job, and be shown once.
+    """Let an exception that nobody catches on this worker end the job, and show it.
 
     A worker that just died would leave the others waiting in their next collective for ever.
     `SystemExit` does not come here; a worker that leaves alone is noticed by the others (`watch`).
 
     Args:
-        rank: this worker's.
+        rank: this worker's number.
         speaks: tells whether this worker should show its exception, or another one shows the same.
-        abort: ends the job.
+        abort: ends the job with an exit status.
     """
 
     def end_job(
@@ -52,8 +50,8 @@ def end_job_on_exception(
     sys.excepthook = end_job
 
 
-def wait_for_lower(place: Launch | Communicator) -> bool:
-    """Give lower ranks the time to show the same error, and end us while we sleep."""
-    if place.rank > 0:
-        time.sleep(1 + place.rank / place.size)
+def speak_after_lower_ranks(rank: int, size: int) -> bool:
+    """Give lower ranks the time to show the same error, and to end this worker meanwhile."""
+    if rank > 0:
+        time.sleep(1 + rank / size)
     return True

@@ -1,8 +1,9 @@
-"""The process-wide state of a job: communicator, threads, and how a failure ends every worker."""
+"""The job that this process is a worker of: it is joined once, and asked for rank and size."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,15 +17,15 @@ from pathlib import Path
 
 import keras
 
-from ddp_gd.comm import Communicator, open_communicator
-from ddp_gd.comm.agree import agree
+from ddp_gd.comm import agree, open_communicator
+from ddp_gd.comm.base import Communicator
 from ddp_gd.comm.environment import launch
 from ddp_gd.errors import ConfigError
-from ddp_gd.job import gpus, start_limit
-from ddp_gd.job.bitwise import fix
-from ddp_gd.job.failures import end_job_on_exception, wait_for_lower
-from ddp_gd.job.threads import set_default
-from ddp_gd.job.watch import PATIENCE, Watch, introduction
+from ddp_gd.job import gpus, start_limit, threads
+from ddp_gd.job.bitwise import fix_bits
+from ddp_gd.job.failures import end_job_on_exception, speak_after_lower_ranks
+from ddp_gd.job.peers import introduction
+from ddp_gd.job.watch import PATIENCE, Watch
 from ddp_gd.settings import stall_seconds
 
 
@@ -57,53 +58,19 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
         MismatchError: a worker runs another program, arguments or versions than rank 0.
     """
     global _job
-    if _job is not None:
-        if (backend, bitwise) != (_job.backend, _job.bitwise):
-            raise ConfigError(
-                f"ddp_gd.init(backend={backend!r}, bitwise={bitwise}) comes after "
-                f"init(backend={_job.backend!r}, bitwise={_job.bitwise}): one process has one job. "
-                "Call init once, before everything else in ddp_gd."
-            )
-        return
-    if keras.backend.backend() != "tensorflow":
+    if _job is None:
+        _job = _join(backend, bitwise)
+    elif (backend, bitwise) != (_job.backend, _job.bitwise):
         raise ConfigError(
-            f"Keras runs on {keras.backend.backend()!r}; ddp_gd needs TensorFlow. Set "
-            "KERAS_BACKEND=tensorflow in the environment before Keras is imported."
+            f"ddp_gd.init(backend={backend!r}, bitwise={bitwise}) comes after "
+            f"init(backend={_job.backend!r}, bitwise={_job.bitwise}): one process has one job. "
+            "Call init once, before everything else in ddp_gd."
         )
-    started = launch()
-    if started.size > 1:
-        # Until the backend is up its launcher ends the other workers when one exits with an error.
-        end_job_on_exception(started.rank, functools.partial(wait_for_lower, started), os._exit)
-    limit = stall_seconds()
-    with start_limit.limit(PATIENCE * limit if started.size > 1 else 0):
-        communicator = open_communicator(backend)
-        board = communicator.open_board(introduction())
-    if communicator.size > 1:
-        speaks: Callable[[], bool] = functools.partial(wait_for_lower, communicator)
-        if board is not None:
-            watch = Watch(communicator, board, limit)
-            watch.start()
-            atexit.register(watch.leave)
-            speaks = watch.fail
-        elif communicator.rank == 0:
-            sys.stderr.write(
-                "ddp_gd: warning: the workers can't watch each other: that needs an MPI with "
-                "MPI_THREAD_MULTIPLE. One that hangs or leaves may leave the others waiting.\n"
-            )
-        end_job_on_exception(communicator.rank, speaks, communicator.abort)
-    # Opening it ran no TensorFlow op; agreeing does.
-    gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
-    (fix if bitwise else set_default)(communicator)
-    agree(communicator, _program_facts(backend, bitwise))
-    _job = _Job(communicator, backend, bitwise)
 
 
 def communicator() -> Communicator:
-    """Return the job's communicator, after `init()` if that was not called."""
-    if _job is None:
-        init()
-    assert _job is not None
-    return _job.communicator
+    """Return the job's communicator; join the job with `init()` first if nobody did."""
+    return _joined().communicator
 
 
 def rank() -> int:
@@ -123,8 +90,58 @@ def local_rank() -> int:
 
 def is_bitwise() -> bool:
     """Return whether results shall be equal bit for bit at any number of workers."""
-    communicator()
-    return _job is not None and _job.bitwise
+    return _joined().bitwise
+
+
+def _joined() -> _Job:
+    if _job is None:
+        init()
+    assert _job is not None
+    return _job
+
+
+def _join(backend: str, bitwise: bool) -> _Job:
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigError(
+            f"Keras runs on {keras.backend.backend()!r}; ddp_gd needs TensorFlow. Set "
+            "KERAS_BACKEND=tensorflow in the environment before Keras is imported."
+        )
+    communicator = _meet(backend)
+    # Opening it ran no TensorFlow op; agreeing does.
+    gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
+    if bitwise:
+        fix_bits(communicator.local_size)
+    else:
+        with contextlib.suppress(RuntimeError):  # the threads cost some speed, nothing else
+            threads.set_for_worker(communicator.local_size)
+    agree.require_same_facts(communicator, _program_facts(backend, bitwise))
+    return _Job(communicator, backend, bitwise)
+
+
+def _meet(backend: str) -> Communicator:
+    """Find the other workers; from then on a failure of one of them ends all."""
+    size, rank, _ = launch()
+    speaks: Callable[[], bool] = functools.partial(speak_after_lower_ranks, rank, size)
+    if size > 1:
+        # Until the backend is up its launcher ends the other workers when one exits with an error.
+        end_job_on_exception(rank, speaks, os._exit)
+    limit = stall_seconds()
+    with start_limit.limit(PATIENCE * limit if size > 1 else 0):
+        communicator = open_communicator(backend)
+        board = communicator.open_board(introduction())
+    if communicator.size > 1:
+        if board is not None:
+            watch = Watch(communicator, board, limit)
+            watch.start()
+            atexit.register(watch.leave)
+            speaks = watch.fail
+        elif communicator.rank == 0:
+            sys.stderr.write(
+                "ddp_gd: warning: the workers can't watch each other: that needs an MPI with "
+                "MPI_THREAD_MULTIPLE. One that hangs or leaves may leave the others waiting.\n"
+            )
+        end_job_on_exception(communicator.rank, speaks, communicator.abort)
+    return communicator
 
 
 def _program_facts(backend: str, bitwise: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ddp_gd.comm import Communicator
+from ddp_gd.job import procfs
 
 
 def for_worker(local_size: int) -> int:
@@ -59,18 +59,15 @@ def _limit(folder: Path) -> float:
 
 
 def _by_affinity(local_size: int) -> int:
-    mine = os.sched_getaffinity(0)
-    parent = os.getppid()
+    own = os.sched_getaffinity(0)
     try:
         # A launcher's workers of this host are its children, pinned to cores or not.
-        tables = Path(f"/proc/{parent}/task").glob("*/children")
-        siblings = [int(pid) for table in tables for pid in table.read_text().split()]
-        sets = [os.sched_getaffinity(pid) for pid in siblings]
+        sets = [os.sched_getaffinity(process) for process in procfs.children(os.getppid())]
     except OSError:
         sets = []
     if len(sets) >= local_size:  # mpirun's own host: its connections to others are children, too
-        return len(mine) // min(local_size, sets.count(mine))
-    return min(len(mine), (os.cpu_count() or 1) // local_size)
+        return len(own) // min(local_size, sets.count(own))
+    return min(len(own), (os.cpu_count() or 1) // local_size)
 
 
 def intra_op_threads() -> int:
@@ -84,23 +81,25 @@ def inter_op_threads() -> int:
 
 
 def _threads_of(kind: str) -> int:
-    variable = os.environ.get(f"TF_NUM_{kind}_THREADS", "")
-    return (int(variable) if variable.isdigit() else 0) or (os.cpu_count() or 1)
+    chosen = os.environ.get(f"TF_NUM_{kind}_THREADS", "")
+    return (int(chosen) if chosen.isdigit() else 0) or (os.cpu_count() or 1)
 
 
-def set_default(communicator: Communicator) -> None:
-    """Give this worker's TensorFlow the cores it has, unless the user chose or it is too late."""
-    threads = for_worker(communicator.local_size)
+def set_for_worker(local_size: int, intra_op: int | None = None) -> None:
+    """Let this worker's TensorFlow use the cores that it may, unless the user chose the threads.
+
+    Args:
+        local_size: workers on this host.
+        intra_op: compute one operation on so many threads, whatever the user chose.
+
+    Raises:
+        RuntimeError: TensorFlow runs already, and its threads are what they are.
+    """
     config = tf.config.threading
-    try:
-        if not (config.get_intra_op_parallelism_threads() or user_set("INTRAOP")):
-            config.set_intra_op_parallelism_threads(threads)
-        if not (config.get_inter_op_parallelism_threads() or user_set("INTEROP")):
-            config.set_inter_op_parallelism_threads(threads)
-    except RuntimeError:
-        pass  # TensorFlow runs already; the threads cost some speed, nothing else
-
-
-def user_set(kind: str) -> bool:
-    """Tell whether the user chose the number of `INTRAOP` or `INTEROP` threads."""
-    return bool(os.environ.get(f"TF_NUM_{kind}_THREADS"))
+    threads = for_worker(local_size)
+    if intra_op or not (
+        config.get_intra_op_parallelism_threads() or os.environ.get("TF_NUM_INTRAOP_THREADS")
+    ):
+        config.set_intra_op_parallelism_threads(intra_op or threads)
+    if not (config.get_inter_op_parallelism_threads() or os.environ.get("TF_NUM_INTEROP_THREADS")):
+        config.set_inter_op_parallelism_threads(threads)

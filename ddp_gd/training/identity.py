@@ -50,7 +50,7 @@ def require_same(
         bitwise.require_preconditions()
     facts = _facts(model, source, settings)
     if communicator.size > 1:
-        agree.agree(communicator, facts)
+        agree.require_same_facts(communicator, facts)
     return facts
 
 

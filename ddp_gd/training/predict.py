@@ -54,10 +54,10 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
     if runtime.is_bitwise():
         bitwise.require_preconditions()
     if communicator.size > 1:
-        agree.agree(communicator, batches.facts)
+        agree.require_same_facts(communicator, batches.facts)
     forward = _forward(model, batches.signature)  # builds the model
     if communicator.size > 1:
-        agree.agree(communicator, identity.model_facts(model))
+        agree.require_same_facts(communicator, identity.model_facts(model))
     replicas.synchronize(communicator, model, with_optimizer=False)
 
     first, stop = block(batches.count, communicator.size, communicator.rank)

@@ -136,7 +136,7 @@ def load(communicator: Communicator, checkpoint: Checkpoint | None) -> Snapshot 
         CheckpointError: nothing in it can be used.
     """
     if communicator.size > 1:  # what follows is for all workers or for none
-        agree.agree(communicator, {"checkpoint": repr(checkpoint)})
+        agree.require_same_facts(communicator, {"checkpoint": repr(checkpoint)})
     if checkpoint is None:
         return None
     content = b""

@@ -34,9 +34,9 @@ def main(backend: str, failing: str) -> None:
 
     values = agree.gather_json(comm, {"rank": comm.rank, "text": "ä" * comm.rank})
     assert values == [{"rank": r, "text": "ä" * r} for r in range(comm.size)]
-    agree.agree(comm, {"rows": "10"})
+    agree.require_same_facts(comm, {"rows": "10"})
     try:
-        agree.agree(comm, {"rows": "10", "model": f"{min(comm.rank, 1)}" * 1000})
+        agree.require_same_facts(comm, {"rows": "10", "model": f"{min(comm.rank, 1)}" * 1000})
         raise AssertionError("a difference was not noticed")
     except MismatchError as error:
         text = str(error)

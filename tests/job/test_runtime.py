@@ -50,7 +50,7 @@ def test_other_arguments_on_one_worker_are_refused() -> None:
 def test_bitwise_after_the_first_op_is_refused() -> None:
     """Threads that cannot be fixed any more are an error, not other bits."""
     program = (
-        "import tensorflow as tf; tf.ones(1); import ddp_gd.runtime as r; r.init(bitwise=True)"
+        "import tensorflow as tf; tf.ones(1); import ddp_gd.job.runtime as r; r.init(bitwise=True)"
     )
     job = jobs.run_job(1, ["-c", program], "python")
     assert job.returncode != 0
@@ -61,7 +61,7 @@ def test_bitwise_after_the_first_op_is_refused() -> None:
 def test_bitwise_fixes_threads_and_the_order_of_additions() -> None:
     """What changes bits is the same in every process that asked for bitwise."""
     program = (
-        "import tensorflow as tf, ddp_gd.runtime as r; r.init(bitwise=True)\n"
+        "import tensorflow as tf, ddp_gd.job.runtime as r; r.init(bitwise=True)\n"
         "assert r.is_bitwise()\n"
         "assert tf.config.threading.get_intra_op_parallelism_threads() == 1\n"
         "assert tf.config.optimizer.get_experimental_options()['arithmetic_optimization'] is False"
@@ -73,5 +73,5 @@ def test_bitwise_fixes_threads_and_the_order_of_additions() -> None:
 def test_a_worker_alone_agrees_with_itself() -> None:
     """One process needs no launcher for what is collective."""
     comm = open_communicator("single")
-    agree.agree(comm, {"rows": "10"})
+    agree.require_same_facts(comm, {"rows": "10"})
     assert agree.gather_json(comm, [1, None, "x"]) == [[1, None, "x"]]

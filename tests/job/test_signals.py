@@ -15,7 +15,7 @@ from ddp_gd.job.signals import Interrupts
 # What the main thread does here, as a step does, comes back to Python only after minutes.
 LONG_STEP = """
 import hashlib
-from ddp_gd.interrupts import Interrupts
+from ddp_gd.job.signals import Interrupts
 with Interrupts(active=True):
     print("began", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)

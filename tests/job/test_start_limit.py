@@ -17,7 +17,7 @@ _LAUNCHER = textwrap.dedent(
     import os, subprocess, sys, textwrap, time
     program = textwrap.dedent('''
         import os, signal, sys, time
-        from ddp_gd import starting
+        from ddp_gd.job import start_limit
         if sys.argv[1] == "stops":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif sys.argv[1] == "sleeps":
@@ -25,7 +25,7 @@ _LAUNCHER = textwrap.dedent(
         elif sys.argv[1] != "leaves":
             if sys.argv[1] == "later":
                 time.sleep(0.8)
-            with starting.limit(3):
+            with start_limit.limit(3):
                 time.sleep(60)
     ''')
     here, *words = sys.argv[1:]
@@ -97,7 +97,10 @@ def test_who_is_missing_at_the_start_is_named(
 
 def test_nobody_is_blamed_where_others_cannot_be_seen() -> None:
     """With a program between the launcher and each worker, a worker has no siblings."""
-    text = "import time\nfrom ddp_gd import starting\nwith starting.limit(0.2): time.sleep(9)"
+    text = (
+        "import time\nfrom ddp_gd.job import start_limit\n"
+        "with start_limit.limit(0.2): time.sleep(9)"
+    )
     place = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
     job = subprocess.run(
         ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", text],
@@ -114,8 +117,8 @@ def test_nobody_is_blamed_where_others_cannot_be_seen() -> None:
 def test_a_start_in_time_has_no_end_afterwards() -> None:
     """The limit is over when the workers have met; 0 is none."""
     text = (
-        "import time\nfrom ddp_gd import starting\n"
-        "for seconds in (0.2, 0):\n    with starting.limit(seconds): pass\ntime.sleep(1)"
+        "import time\nfrom ddp_gd.job import start_limit\n"
+        "for seconds in (0.2, 0):\n    with start_limit.limit(seconds): pass\ntime.sleep(1)"
     )
     job = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=50, check=False)
     assert (job.returncode, job.stderr) == (0, b"")

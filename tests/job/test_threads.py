@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ddp_gd.job import threads
+from ddp_gd.job import procfs, threads
 
 
 def test_cores_of_a_host_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that may run on the same cores take an equal part of them, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "getppid", lambda: 0)  # no such process: nothing known about siblings
+    monkeypatch.setattr(procfs, "children", lambda parent: [])
     assert [threads.for_worker(workers) for workers in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
     # Two cores each, of eight: already divided by the launcher.
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3})
@@ -40,8 +40,7 @@ def test_cores_of_siblings(
     monkeypatch.setattr(threads, "quota", lambda: math.inf)
     monkeypatch.setattr(os, "sched_getaffinity", sets.__getitem__)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(Path, "glob", lambda *_: [Path("children")])
-    monkeypatch.setattr(Path, "read_text", lambda _: " ".join(map(str, list(sets)[1:])))
+    monkeypatch.setattr(procfs, "children", lambda parent: list(sets)[1:])
     assert threads.for_worker(2) == expected
 
 
@@ -76,6 +75,8 @@ def test_the_quota_of_a_container_is_read(
 
 def test_a_quota_is_shared_by_the_workers_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker is given more threads than its part of the container's limit, nor fewer than 1."""
-    monkeypatch.setattr(threads, "_by_affinity", lambda workers: 16 // workers)
+    monkeypatch.setattr(procfs, "children", lambda parent: [])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(threads, "quota", lambda: 5.5)
     assert [threads.for_worker(workers) for workers in (1, 2, 3, 8)] == [5, 2, 1, 1]

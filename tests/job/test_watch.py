@@ -11,11 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddp_gd import settings
 from ddp_gd.comm.attendance import Attendance
-from ddp_gd.errors import ConfigError
-from ddp_gd.job import procfs, watch
-from ddp_gd.job.watch import PATIENCE, TICK, Report, Watch
+from ddp_gd.job import peers, procfs, watch
+from ddp_gd.job.peers import ENDED, TICK, Peers, Report, introduction
+from ddp_gd.job.watch import PATIENCE, Watch
 
 LIMIT = 5.0
 
@@ -41,8 +40,8 @@ class Board:
     """What workers post, kept in a table that all of them share."""
 
     def __init__(self, table: dict[int, dict[int, list[int]]], rank: int, first: Report):
-        self.hosts = ["alpha", "beta", "gamma"]
-        self.first = [list(first) for _ in self.hosts]
+        self.hosts = ["alpha", "beta", "gamma"][: len(table)]
+        self.first = [list(first) for _ in table]
         self.table, self.rank = table, rank
 
     def post(self, message: Report) -> None:
@@ -60,34 +59,37 @@ class Board:
 
 
 class Job:
-    """Some workers; number 0 is the one that is tested."""
+    """Some workers; number 0 is the one that is tested.
 
-    def __init__(self, size: int, first: Report | None = None):
+    Args:
+        size: how many.
+        first: what each says of itself at the beginning.
+        apart: whether they are on hosts of their own, and nobody sees another one's process.
+    """
+
+    def __init__(self, size: int, first: Report | None = None, apart: bool = False):
         def end(code: int) -> None:
             raise Ended
 
+        first = Report(began=0) if apart else first or introduction()
         self.table: dict[int, dict[int, list[int]]] = {rank: {} for rank in range(size)}
+        self.boards = [Board(self.table, rank, first) for rank in range(size)]
         self.attendance = [Attendance() for _ in range(size)]
         self.watches = [
             Watch(
                 SimpleNamespace(rank=r, size=size, attendance=a, barrier=lambda: None),
-                Board(self.table, r, first or watch.introduction()),
+                self.boards[r],
                 LIMIT,
                 end,
             )
             for r, a in enumerate(self.attendance)
         ]
 
-    def part(self) -> None:
-        """Put the workers on hosts of their own: nobody sees another one's process."""
-        for one in self.watches:
-            one._neighbours.clear()
-
     def look(self, seconds: float, clock: Clock, ranks: tuple[int, ...] = (0, 1)) -> None:
         """Let time pass in which these workers look."""
         for _ in range(int(seconds / TICK)):
             for rank in ranks:
-                self.watches[rank]._look()
+                self.watches[rank].look()
             clock.now += TICK
 
 
@@ -112,6 +114,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Stands in for the module `time`."""
     clock = Clock()
     monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(peers, "time", clock)
     return clock
 
 
@@ -123,24 +126,32 @@ def job(clock: Clock) -> Job:
     return job
 
 
-def test_a_silent_worker_ends_the_job_that_waits_for_it(job: Job, clock: Clock, capsys) -> None:
+@pytest.fixture
+def job_apart(clock: Clock) -> Job:
+    """The same on two hosts."""
+    job = Job(2, apart=True)
+    job.look(1, clock)
+    return job
+
+
+def test_a_silent_worker_ends_the_job_that_waits(job_apart: Job, clock: Clock, capsys) -> None:
     """Named with its host and what is waited for; not before the limit, nor if nobody waits."""
-    job.part()
-    job.look(3 * LIMIT, clock, ranks=(0,))
-    job.attendance[0].where = "steps 3 to 9 of epoch 2"
-    with job.attendance[0].join(7), pytest.raises(Ended):
-        job.look(1, clock, ranks=(0,))
+    job_apart.look(3 * LIMIT, clock, ranks=(0,))
+    attendance = job_apart.attendance[0]
+    attendance.where = "steps 3 to 9 of epoch 2"
+    with attendance.join(7), pytest.raises(Ended):
+        job_apart.look(1, clock, ranks=(0,))
     said = capsys.readouterr().err
     assert "rank 1 (process" in said
     assert "on beta) has not answered for 15 s, in steps 3 to 9 of epoch 2" in said
 
 
-def test_a_silent_worker_is_not_waited_for_at_the_end(job: Job, clock: Clock, capsys) -> None:
+def test_a_silent_worker_is_not_waited_for_at_the_end(job_apart: Job, clock: Clock, capsys) -> None:
     """All are to end together; one that was stopped after the training never will."""
-    job.part()
-    job.watches[0]._state = watch._ENDED
+    began = clock.now
     with pytest.raises(Ended):
-        job.look(2 * LIMIT, clock, ranks=(0,))
+        job_apart.watches[0].leave()
+    assert clock.now < began + 2 * LIMIT
     assert "has not answered" in capsys.readouterr().err
 
 
@@ -174,7 +185,7 @@ def test_a_worker_that_leaves_too_early(
     job: Job, clock: Clock, capsys, done: int, ends: bool
 ) -> None:
     """It has come to the end of its program; whether others still need it shows in the counts."""
-    report = Report(watch._ENDED, 1, 0, done, done)
+    report = Report(ENDED, 1, 0, done, done)
     job.attendance[0].done = 2
     with job.attendance[0].join(2):
         for _ in range(10):
@@ -215,9 +226,8 @@ def test_who_wakes_up_to_a_dead_worker_is_quiet(clock: Clock) -> None:
 @pytest.mark.parametrize("first_waits", [True, False])
 def test_one_of_those_that_wait_speaks(clock: Clock, capsys, first_waits: bool) -> None:
     """Of three workers number 1 is silent: number 0 says so if it waits, else number 2."""
-    job = Job(3)
+    job = Job(3, apart=True)
     job.look(1, clock, ranks=(0, 1, 2))
-    job.part()
     with contextlib.ExitStack() as stack:
         stack.enter_context(job.attendance[2].join())
         if first_waits:
@@ -238,13 +248,14 @@ def test_a_worker_that_holds_python_is_not_lost(job: Job, clock: Clock, killed: 
 
 
 @pytest.mark.parametrize("changed", ["host", "process", "nothing"])
-def test_only_who_is_seen_to_be_there_is_killed(job: Job, killed: list[int], changed: str) -> None:
+def test_only_who_is_seen_to_be_there_is_killed(killed: list[int], changed: str) -> None:
     """Not what has its number on another host, or has it now."""
-    if changed == "host":
-        job.part()
-    elif changed == "process":
-        job.watches[0]._reports[1] = watch.introduction()._replace(began=1)
-    job.watches[0]._kill([1])
+    job = Job(2, apart=changed == "host")
+    others = Peers(job.boards[0], 0)
+    now = introduction()
+    job.boards[1].post(now._replace(began=1) if changed == "process" else now)
+    others.read()
+    others.kill([1])
     assert killed == ([os.getpid()] if changed == "nothing" else [])
 
 
@@ -263,11 +274,3 @@ def test_the_lowest_of_those_that_fail_speaks(failing: tuple[int, ...]) -> None:
     for thread in threads:
         thread.join()
     assert [rank for rank in failing if speaks[rank]] == [min(failing)]
-
-
-@pytest.mark.parametrize("value", ["soon", "-1", "inf", "nan"])
-def test_a_limit_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DDP_GD_STALL_SECONDS is quoted."""
-    monkeypatch.setenv("DDP_GD_STALL_SECONDS", value)
-    with pytest.raises(ConfigError, match=f"DDP_GD_STALL_SECONDS='{value}'"):
-        settings.stall_seconds()
