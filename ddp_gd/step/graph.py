@@ -1,4 +1,4 @@
-"""What a traced function does, read off its graph; and how one is traced."""
+"""How a function is traced, and what its graph tells of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from ddp_gd.errors import ModelError
+from ddp_gd.step import keras_private
 
 # Kernels that draw from a generator of the process: another worker would draw other numbers.
 _RANDOM_OPS = re.compile(
@@ -16,6 +17,48 @@ _RANDOM_OPS = re.compile(
     r"|Truncated|Rng)"
 )
 _WRITES = re.compile(r"^(Assign.*VariableOp|ResourceScatter.*)$")
+
+
+def inlined(function: Callable[..., Any], *signature: Any) -> Any:
+    """Trace a function that becomes a part of whatever graph calls it."""
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+
+
+def isolated(function: Callable[..., Any], *signature: Any) -> Any:
+    """Trace a function that keeps its own graph wherever it is called.
+
+    TensorFlow would otherwise inline it and optimize it together with what stands around it, which
+    is not the same at every number of workers.
+    """
+    return tf.function(
+        function,
+        input_signature=signature,
+        autograph=False,
+        experimental_attributes=keras_private.KEEPS_ITS_GRAPH,
+    ).get_concrete_function()
+
+
+def with_layout(
+    trace: Callable[..., Any], function: Callable[..., tuple[Any, Any]], *signature: Any
+) -> tuple[Any, Any]:
+    """Trace a function of `(tensors, layout)`, where the layout says what the tensors stand for.
+
+    Args:
+        trace: `inlined` or `isolated`.
+        function: the function.
+        signature: of its arguments.
+
+    Returns:
+        The traced function of the tensors alone, and the layout.
+    """
+    layouts = []
+
+    def tensors(*arguments: Any) -> Any:
+        found, layout = function(*arguments)
+        layouts.append(layout)
+        return found
+
+    return trace(tensors, *signature), layouts[-1]
 
 
 def require_tracked_state(function: Any) -> None:
@@ -61,6 +104,15 @@ def constant_seeds(function: Any) -> list[str]:
     ]
 
 
+def operations(function: Any) -> Iterable[Any]:
+    """All operations of a concrete function's graph, and of the functions that it calls."""
+    graphs = [function.graph]
+    while graphs:
+        graph = graphs.pop()
+        yield from graph.get_operations()
+        graphs += keras_private.inner_graphs(graph)
+
+
 def _has_input(operation: Any) -> bool:
     """Tell whether what an operation computes depends on an input of its graph."""
     todo, seen = [operation], set()
@@ -71,33 +123,3 @@ def _has_input(operation: Any) -> bool:
         todo += [tensor.op for tensor in current.inputs if tensor.op.name not in seen]
         seen |= {tensor.op.name for tensor in current.inputs}
     return False
-
-
-def operations(function: Any) -> Iterable[Any]:
-    """All operations of a concrete function's graph, and of the functions that it calls."""
-    graphs = [function.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.get_operations()
-        for atomic in graph._functions.values():
-            if (inner := getattr(atomic, "graph", None)) is not None:
-                graphs.append(inner)
-
-
-def isolated(function: Callable[..., Any], *signature: Any) -> Any:
-    """Trace a function that keeps its own graph wherever it is called.
-
-    TensorFlow would otherwise inline it and optimize it together with what stands around it, which
-    is not the same at every number of workers.
-    """
-    return tf.function(
-        function,
-        input_signature=signature,
-        autograph=False,
-        experimental_attributes={"_noinline": True},
-    ).get_concrete_function()
-
-
-def inlined(function: Callable[..., Any], *signature: Any) -> Any:
-    """Trace a function that becomes a part of whatever graph calls it."""
-    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()

@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras import ops
 
 from ddp_gd.errors import ModelError
+from ddp_gd.step import keras_private
 
 Tensor = Any
 Loss = Callable[..., Tensor]
@@ -39,8 +40,8 @@ class CompiledLosses:
     """
 
     def __init__(self, model: keras.Model, splits: bool):
-        self._compiled = model._compile_loss
-        self._losses = [] if self._compiled is None else list(self._compiled._flat_losses)
+        self._model = model
+        self._losses = keras_private.losses(model)
         self._splits = splits
 
     def __len__(self) -> int:
@@ -99,18 +100,10 @@ class CompiledLosses:
         return self._visit(part, y, y_pred, sample_weight), parts
 
     def _visit(self, visitor: Callable[..., Tensor], y: Any, y_pred: Any, weight: Any) -> Tensor:
-        # Keras finds out which target and weight belong to which loss; only the losses it calls
-        # are replaced, and the trackers of their values left out.
         if not self._losses:
             return tf.zeros(())
-        compiled = object.__new__(type(self._compiled))  # copy.copy would save it to a file
-        compiled.__dict__.update(self._compiled.__dict__)
-        compiled._flat_losses = [
-            entry._replace(loss=functools.partial(visitor, index, entry.loss))
-            for index, entry in enumerate(self._losses)
-        ]
-        compiled._metrics = [None] * len(self._losses)
-        return compiled(y, y_pred, weight)
+        calls = [functools.partial(visitor, *numbered) for numbered in enumerate(self._losses)]
+        return keras_private.compiled_loss_with(self._model, calls)(y, y_pred, weight)
 
     def _denominator(self, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor | None:
         if loss.reduction == "sum":
@@ -119,7 +112,7 @@ class CompiledLosses:
         weighted = loss.reduction == "mean_with_sample_weight" and weight is not None
         denominator = ones(y_true, y_pred, weight if weighted else None)
         _require_rows(loss, ones.rank)
-        masked = ones.masked or getattr(y_pred, "_keras_mask", None) is not None
+        masked = ones.masked or keras_private.mask(y_pred) is not None
         return ops.cast(denominator, "float32") if masked or weighted else None
 
     @staticmethod
@@ -148,10 +141,10 @@ class _Ones(keras.losses.Loss):
         values = self._loss.call(y_true, y_pred)
         ones = ops.ones_like(values)
         self.rank = len(values.shape)
-        mask = getattr(values, "_keras_mask", None)
+        mask = keras_private.mask(values)
         if mask is not None:  # `ignore_class` of the sparse cross-entropy, say
             self.masked = True
-            ones._keras_mask = mask
+            keras_private.set_mask(ones, mask)
         return ones
 
 

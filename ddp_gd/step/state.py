@@ -17,22 +17,83 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from ddp_gd.errors import ModelError
+from ddp_gd.step import keras_private
+from ddp_gd.step.keras_private import global_seed
 
 Tensor = Any
 
 
+class Changes(NamedTuple):
+    """The variables that a step changes beside weights and optimizer; tracing finds them out."""
+
+    state: list[Any]
+    metrics: list[Any]
+
+    @property
+    def draws_globally(self) -> bool:
+        """Whether a forward pass draws from Keras's global generator."""
+        seed = global_seed()
+        return any(variable is seed for variable in self.state)
+
+    def assign(self, state: list[Tensor], metrics: list[Tensor]) -> None:
+        """Write the reduced state, and add the reduced metrics to those of the epoch."""
+        for variable, value in zip(self.state, state, strict=True):
+            variable.assign(value)
+        for variable, value in zip(self.metrics, metrics, strict=True):
+            variable.assign_add(value)
+
+    def layers_seeing_shares(
+        self, model: keras.Model, seeds: bool = True, statistics: bool = True
+    ) -> list[str]:
+        """Names of the layers for which it matters how a global mini-batch is cut.
+
+        Args:
+            model: whose layers.
+            seeds: those that draw random numbers.
+            statistics: those that keep statistics of what they see.
+        """
+        changed = {
+            id(v)
+            for v in self.state
+            if (seeds if is_seed(v) else statistics and v.dtype.startswith("float"))
+        }
+        return [
+            layer.name
+            for layer in keras_private.layers(model, include_self=False)
+            if any(id(variable) in changed for variable in keras_private.own_state(layer))
+        ]
+
+
+class Copies:
+    """The variables as one micro-batch sees and changes them.
+
+    Args:
+        start: each variable, and the value that it has before.
+    """
+
+    def __init__(self, start: list[tuple[Any, Tensor]]):
+        self.scope = keras.StatelessScope(start, collect_losses=True)
+        self._start = dict(self.scope.state_mapping)
+
+    def changed(self, variables: list[Any]) -> list[Any]:
+        """Those of the variables that were written to."""
+        return [v for v in variables if self.value(v) is not self._start[id(v)]]
+
+    def value(self, variable: Any) -> Tensor:
+        """What a variable has become."""
+        return self.scope.get_current_value(variable)
+
+
 class ModelState:
-    """The variables of a model that a step changes, in a fixed order.
+    """The variables of a model that a step reads, in a fixed order.
 
     Args:
         model: compiled and built.
@@ -46,9 +107,6 @@ class ModelState:
         self.weights = list(model.trainable_variables)
         self._others = other_variables(model)
         self._metrics = list(model.metrics_variables)
-        # Filled while a micro-batch is traced: the variables that it really changes.
-        self._changed: list[Any] = []
-        self._counted: list[Any] = []
         if splits:
             _require_sums(model)
 
@@ -56,11 +114,6 @@ class ModelState:
     def specs(self) -> list[tf.TensorSpec]:
         """`tf.TensorSpec` of each tensor of `read`."""
         return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self._others]]
-
-    @property
-    def changed(self) -> list[Any]:
-        """The variables that a step changes, without weights and optimizer."""
-        return [*self._changed, *self.model.metrics_variables]
 
     def read(self) -> list[Tensor]:
         """The values of all variables that a forward pass reads: once a step."""
@@ -71,85 +124,43 @@ class ModelState:
         return values[: len(self.weights)]
 
     @contextlib.contextmanager
-    def copies(self, values: list[Tensor], micro_batch: Tensor) -> Iterator[keras.StatelessScope]:
+    def copies(self, values: list[Tensor], micro_batch: Tensor) -> Iterator[Copies]:
         """Let layers and metrics run on copies of their variables.
 
         Args:
             values: of the variables, as `read` gives them.
             micro_batch: int32 scalar, number of the micro-batch within its global mini-batch.
         """
-        variables = [*self.weights, *self._others]
-        start = [
-            (v, _fold(value, micro_batch) if is_seed(v) else value)
-            for v, value in zip(variables, values, strict=True)
-        ]
-        start += [(v, tf.zeros(v.shape, v.dtype)) for v in self._metrics]
-        with keras.StatelessScope(start, collect_losses=True) as scope:
-            self._start = dict(scope.state_mapping)
-            with _checked_metrics(self.model) if self.splits else contextlib.nullcontext():
-                yield scope
+        variables = zip([*self.weights, *self._others], values, strict=True)
+        start = [(v, _fold(value, micro_batch) if is_seed(v) else value) for v, value in variables]
+        copies = Copies([*start, *((v, tf.zeros(v.shape, v.dtype)) for v in self._metrics)])
+        checked = _checked_metrics(self.model) if self.splits else contextlib.nullcontext()
+        with copies.scope, checked:
+            yield copies
 
     def sums(
-        self, scope: keras.StatelessScope, row_share: Tensor, micro_batch: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the micro-batch adds to `(state, metrics)`; only what it changed is listed."""
-
-        def changed(variables: list[Any]) -> list[Any]:
-            return [v for v in variables if scope.get_current_value(v) is not self._start[id(v)]]
-
-        self._changed, self._counted = changed(self._others), changed(self._metrics)
-        first = micro_batch == 0
+        self, copies: Copies, row_share: Tensor, micro_batch: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], Changes]:
+        """What the micro-batch adds to state and metrics; only what it changed is listed."""
+        changes = Changes(copies.changed(self._others), copies.changed(self._metrics))
         state = []
-        for variable in self._changed:
-            value = tf.ensure_shape(scope.get_current_value(variable), variable.shape)
+        for variable in changes.state:
+            value = tf.ensure_shape(copies.value(variable), variable.shape)
             if value.dtype.is_floating:
                 state.append(value * tf.cast(row_share, value.dtype))
             else:
-                state.append(tf.where(first, value, tf.zeros_like(value)))
-        return state, [scope.get_current_value(v) for v in self._counted]
+                state.append(tf.where(micro_batch == 0, value, tf.zeros_like(value)))
+        return state, [copies.value(v) for v in changes.metrics], changes
 
-    @property
-    def draws_globally(self) -> bool:
-        """Whether a forward pass draws from Keras's global generator."""
-        seed = global_seed()
-        return any(variable is seed for variable in self._changed)
 
-    def layers_seeing_shares(self, seeds: bool = True, statistics: bool = True) -> list[str]:
-        """Names of the layers for which it matters how a global mini-batch is cut.
-
-        Args:
-            seeds: those that draw random numbers.
-            statistics: those that keep statistics of what they see.
-        """
-        changed = {
-            id(v)
-            for v in self._changed
-            if (seeds if is_seed(v) else statistics and v.dtype.startswith("float"))
-        }
-        names = []
-        for layer in self.model._flatten_layers(include_self=False):
-            own = [*layer._non_trainable_variables, *(g.state for g in layer._seed_generators)]
-            if any(id(variable) in changed for variable in own):
-                names.append(layer.name)
-        return names
-
-    def assign(self, values: list[Tensor]) -> None:
-        """Write the reduced state."""
-        for variable, value in zip(self._changed, values, strict=True):
-            variable.assign(value)
-
-    def log(
-        self, loss: Tensor, losses: list[Tensor], metrics: list[Tensor], batch_rows: Tensor
-    ) -> None:
-        """Add one step's reduced losses and metric states to those of the epoch, as Keras does."""
-        self.model._loss_tracker.update_state(loss, sample_weight=batch_rows)
-        if self.model._compile_loss is not None:
-            # Keras weighs each output's loss by the static batch size, which its iterator leaves
-            # open: every step counts the same.
-            for tracker, value in zip(self.model._compile_loss.metrics, losses, strict=False):
-                tracker.update_state(value)
-        for variable, value in zip(self._counted, metrics, strict=True):
-            variable.assign_add(value)
+def log_losses(model: keras.Model, loss: Tensor, losses: list[Tensor], batch_rows: Tensor) -> None:
+    """Add one step's losses to those of the epoch, as Keras does."""
+    tracker, trackers = keras_private.trackers(model)
+    tracker.update_state(loss, sample_weight=batch_rows)
+    # Keras weighs each output's loss by the static batch size, which its iterator leaves open:
+    # every step counts the same.
+    for of_output, value in zip(trackers, losses, strict=False):
+        of_output.update_state(value)
 
 
 def other_variables(model: keras.Model) -> list[Any]:
@@ -161,22 +172,6 @@ def other_variables(model: keras.Model) -> list[Any]:
 def non_trainable_variables(model: keras.Model) -> list[Any]:
     """Each once, in model order."""
     return list({id(v): v for v in model.non_trainable_variables}.values())
-
-
-def global_seed(make: bool = False) -> Any:
-    """The state of the generator that Keras makes when something first draws without a seed.
-
-    Args:
-        make: make one if there is none.
-
-    Returns:
-        The variable, or None.
-    """
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    if generator is None and make:
-        generator = keras.random.SeedGenerator(0)  # Keras's would draw from Python's generator
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
-    return None if generator is None else generator.state
 
 
 def is_seed(variable: Any) -> bool:
@@ -207,7 +202,7 @@ def _checked_metrics(model: keras.Model) -> Iterator[None]:
     """Refuse functions as metrics that return one number for all rows: that would be a mean of
     means."""
     wrappers = [m for m in _flat_metrics(model) if isinstance(m, keras.metrics.MeanMetricWrapper)]
-    functions = [m._fn for m in wrappers]
+    functions = [keras_private.metric_function(m) for m in wrappers]
 
     def checked(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -223,13 +218,13 @@ def _checked_metrics(model: keras.Model) -> Iterator[None]:
 
         return call
 
-    for metric in wrappers:
-        metric._fn = checked(metric.name, metric._fn)
+    for metric, function in zip(wrappers, functions, strict=True):
+        keras_private.set_metric_function(metric, checked(metric.name, function))
     try:
         yield
     finally:
         for metric, function in zip(wrappers, functions, strict=True):
-            metric._fn = function
+            keras_private.set_metric_function(metric, function)
 
 
 def _flat_metrics(model: keras.Model) -> list[Any]:

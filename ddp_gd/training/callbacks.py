@@ -14,6 +14,7 @@ from ddp_gd import settings
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
+from ddp_gd.step import keras_private
 from ddp_gd.training.loop import Instrument, Loop
 from ddp_gd.training.trace import Tracer
 
@@ -161,7 +162,7 @@ def _is_derived(callback: Any, name: str) -> bool:
 def _has_batch_hooks(callbacks: list[Any]) -> bool:
     # Keras marks the hooks that a callback doesn't override.
     return any(
-        not getattr(getattr(callback, hook), "_is_default", False)
+        not keras_private.is_default(getattr(callback, hook))
         for callback in callbacks
         if not _is_content_with_some(callback)
         for hook in _BATCH_HOOKS
@@ -178,7 +179,7 @@ def _is_content_with_some(callback: Any) -> bool:
         return callback.save_freq == "epoch"
     if type(callback) is keras.callbacks.TensorBoard:
         epochs_only = callback.update_freq == "epoch" and not callback.write_steps_per_second
-        return epochs_only and not getattr(callback, "_should_trace", True)
+        return epochs_only and not keras_private.profiles(callback)
     return isinstance(callback, keras.callbacks.ProgbarLogger)
 
 

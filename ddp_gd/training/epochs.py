@@ -14,6 +14,7 @@ import numpy as np
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.job.signals import Interrupts
+from ddp_gd.step import keras_private
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.loop import Loop
@@ -45,7 +46,9 @@ class Epochs:
         self.hooks.remember()
         # A callback may have restored a state, and with it the epoch to go on with, on rank 0.
         replicas.synchronize(self.communicator, self.model)
-        first = agree.from_rank_0(self.communicator, self.model._initial_epoch or initial_epoch)
+        first = agree.from_rank_0(
+            self.communicator, keras_private.initial_epoch(self.model) or initial_epoch
+        )
         logs: dict[str, Any] = {}
         last = epochs
         if self.saved is not None:
@@ -113,7 +116,9 @@ class Epochs:
 
     def _validate(self, loop: Loop, position: Position, logs: dict[str, Any]) -> dict[str, Any]:
         """The logs of a validation. Asked to stop in it, leave everything as it was before."""
-        changed = loop.steps.state.changed if self.interrupts.active else []
+        changed: list[Any] = []
+        if self.interrupts.active:
+            changed = [*loop.steps.changes.state, *self.model.metrics_variables]
         before = [variable.value.numpy() for variable in changed]
         what = f"the validation of epoch {position.epoch + 1}"
         validation_logs, asked = evaluation(self.model, loop, self.hooks, what, self.interrupts)
@@ -126,7 +131,7 @@ class Epochs:
 
     def _check(self, now: str) -> None:
         """Compare the workers' copies of the model."""
-        draws_globally = self.loop.steps.state.draws_globally
+        draws_globally = self.loop.steps.changes.draws_globally
         replicas.check(self.communicator, self.model, draws_globally, self.checked, now)
         self.checked = now
 

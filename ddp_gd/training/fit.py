@@ -164,7 +164,7 @@ def _warn_of_shares(communicator: Communicator, loop: Loop) -> None:
     """Name the layers whose result depends on how a global mini-batch is cut into shares."""
     if communicator.rank > 0 or communicator.size == 1 or loop.plan.micro_batch_size is not None:
         return
-    if layers := loop.steps.state.layers_seeing_shares():
+    if layers := loop.steps.changes.layers_seeing_shares(loop.steps.model):
         warnings.warn(
             f"The result depends on the number of workers: {', '.join(layers)} see only a worker's "
             "share of each mini-batch (batch statistics), or draw random numbers for it. Give "

@@ -18,6 +18,7 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import bitwise, runtime
+from ddp_gd.step import keras_private
 
 
 def build(model: keras.Model, signature: Signature) -> None:
@@ -30,7 +31,7 @@ def build(model: keras.Model, signature: Signature) -> None:
     if not model.compiled:
         raise ConfigError("The model is not compiled; call model.compile(optimizer, loss) first.")
     specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
-    model._symbolic_build(data_batch=signature.unpack(specs))
+    keras_private.build(model, signature.unpack(specs))
 
 
 def require_same(
@@ -60,7 +61,7 @@ def model_facts(model: keras.Model) -> dict[str, str]:
     for kind in ("trainable_variables", "non_trainable_variables"):
         for number, v in enumerate(getattr(model, kind)):
             facts[f"model.{kind}[{number}]"] = f"{v.path} {v.dtype}{list(v.shape)}"
-    for number, layer in enumerate(model._flatten_layers()):  # the first is the model
+    for number, layer in enumerate(keras_private.layers(model)):  # the first is the model
         place = f"layer {number}" if number else "model"
         if number:
             name = re.sub(r"_\d+(?![^\W_])", "", layer.name)  # Keras numbers layers through
@@ -81,7 +82,7 @@ def _configuration(layer: Any) -> dict[str, str]:
     if isinstance(inner, list) and all(isinstance(c, dict) and "class_name" in c for c in inner):
         config["layers"] = None
         numbers = {c["name"]: number for number, c in enumerate(inner) if "name" in c}
-        listed = {sub.name for sub in layer._layers}  # they speak for themselves
+        listed = {sub.name for sub in keras_private.sublayers(layer)}  # they speak for themselves
         for number, c in enumerate(inner):
             if c.get("name", c["config"].get("name")) not in listed:
                 config[f"operations[{number}]"] = c
@@ -152,11 +153,13 @@ def _facts(model: keras.Model, source: Source, settings: dict[str, Any]) -> dict
     config = keras.saving.serialize_keras_object(model.optimizer)
     facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
     facts["losses and metrics"] = " ".join(
-        [f"{type(loss).__name__} {loss.name} {_settings(loss)}" for loss in _losses(model)]
+        [
+            f"{type(loss).__name__} {loss.name} {_settings(loss)}"
+            for loss in keras_private.losses(model)
+        ]
         + [f"{type(metric).__name__} {metric.name}" for metric in model.metrics]
     )
-    compiled = model._compile_loss
-    facts["loss_weights"] = str(compiled._user_loss_weights if compiled is not None else None)
+    facts["loss_weights"] = str(keras_private.loss_weights(model))
     return facts
 
 
@@ -164,10 +167,5 @@ def _settings(loss: Any) -> dict[str, Any]:
     """The plain numbers and words that a loss was made with."""
     plain = (bool, int, float, str)
     # Huber's get_config leaves out its delta.
-    settings = {**loss.get_config(), **getattr(loss, "_fn_kwargs", {})}
+    settings = {**loss.get_config(), **keras_private.function_settings(loss)}
     return {k: v for k, v in settings.items() if isinstance(v, plain)}
-
-
-def _losses(model: keras.Model) -> list[Any]:
-    compiled = model._compile_loss
-    return [] if compiled is None else [entry.loss for entry in compiled._flat_losses]

@@ -12,7 +12,8 @@ import tensorflow as tf
 from ddp_gd.comm.agree import from_rank_0
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError, ReplicaError
-from ddp_gd.step.state import global_seed, non_trainable_variables
+from ddp_gd.step.keras_private import global_seed
+from ddp_gd.step.state import non_trainable_variables
 
 
 def fingerprint(model: keras.Model) -> str:

@@ -38,14 +38,14 @@ class Tracer(Instrument):
         """Begin a file, and remember what the training is, for the first line."""
         self._where.mkdir(parents=True, exist_ok=True)
         self._path = self._where / f"fit-{len(list(self._where.glob('fit-*.jsonl')))}.jsonl"
-        state = loop.steps.state
+        steps = loop.steps
         self._start = {
             "bitwise": runtime.is_bitwise(),
             "micro_batch_size": loop.plan.micro_batch_size,
             "facts": bitwise.facts(),
-            "batch_statistics": state.layers_seeing_shares(seeds=False),
-            "random": state.layers_seeing_shares(statistics=False),
-            "constant_seeds": graph.constant_seeds(loop.steps.micro_batch_function),
+            "batch_statistics": steps.changes.layers_seeing_shares(self.model, seeds=False),
+            "random": steps.changes.layers_seeing_shares(self.model, statistics=False),
+            "constant_seeds": graph.constant_seeds(steps.micro_batch_function),
         }
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:

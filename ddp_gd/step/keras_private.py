@@ -1,0 +1,152 @@
+"""What this package uses of Keras and TensorFlow beyond what they promise to keep.
+
+Private names of theirs stand here and nowhere else, each behind a function. A test tries every one
+of them on the installed versions and names those that moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+Tensor = Any
+
+# For tf.function: the function keeps its own graph wherever it is called.
+KEEPS_ITS_GRAPH = {"_noinline": True}
+
+
+def build(model: keras.Model, batch: Any) -> None:
+    """Create every variable of the model, its metrics and its optimizer from symbolic data."""
+    model._symbolic_build(data_batch=batch)
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Tell whether the model's `call` has the argument `training`."""
+    return bool(model._call_has_training_arg)
+
+
+def initial_epoch(model: keras.Model) -> int | None:
+    """The epoch that a callback (BackupAndRestore) restored, if one did."""
+    return model._initial_epoch
+
+
+def layers(model: keras.Model, include_self: bool = True) -> list[Any]:
+    """All layers inside the model, however deep, itself first."""
+    return list(model._flatten_layers(include_self=include_self))
+
+
+def sublayers(layer: keras.Layer) -> list[Any]:
+    """The layers that a layer holds itself."""
+    return list(layer._layers)
+
+
+def own_state(layer: keras.Layer) -> list[Any]:
+    """The non-trainable variables and seeds that a layer itself owns."""
+    return [*layer._non_trainable_variables, *(g.state for g in layer._seed_generators)]
+
+
+def global_seed(make: bool = False) -> Any:
+    """The state of the generator that Keras makes when something first draws without a seed.
+
+    Args:
+        make: make one if there is none.
+
+    Returns:
+        The variable, or None.
+    """
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is None and make:
+        generator = keras.random.SeedGenerator(0)  # Keras's would draw from Python's generator
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    return None if generator is None else generator.state
+
+
+# Losses and metrics
+
+
+def losses(model: keras.Model) -> list[Any]:
+    """The losses that `compile` was given, one for each output that has one, once built."""
+    compiled = model._compile_loss
+    return [] if compiled is None else [entry.loss for entry in compiled._flat_losses]
+
+
+def loss_weights(model: keras.Model) -> Any:
+    """The `loss_weights` that `compile` was given."""
+    return None if model._compile_loss is None else model._compile_loss._user_loss_weights
+
+
+def compiled_loss_with(model: keras.Model, calls: Sequence[Callable[..., Tensor]]) -> Any:
+    """The model's compiled loss with other functions in the place of its losses.
+
+    Keras finds out which target and weight belongs to which of them. The trackers of their values
+    are left out.
+    """
+    ours = object.__new__(type(model._compile_loss))  # copy.copy would save it to a file
+    ours.__dict__.update(model._compile_loss.__dict__)
+    entries = zip(model._compile_loss._flat_losses, calls, strict=True)
+    ours._flat_losses = [entry._replace(loss=call) for entry, call in entries]
+    ours._metrics = [None] * len(calls)
+    return ours
+
+
+def additional_loss(model: keras.Model, loss: Tensor) -> Tensor:
+    """An entry of `model.losses` as Keras adds it: summed, under mixed precision cast."""
+    return model._aggregate_additional_loss(loss)
+
+
+def trackers(model: keras.Model) -> tuple[Any, list[Any]]:
+    """The metrics that hold the loss of the epoch, and that of each output if there are several."""
+    compiled = model._compile_loss
+    return model._loss_tracker, [] if compiled is None else list(compiled.metrics)
+
+
+def function_settings(loss: Any) -> dict[str, Any]:
+    """What a loss hands on to the function that it wraps."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def metric_function(metric: keras.metrics.MeanMetricWrapper) -> Callable[..., Tensor]:
+    """The function whose mean a metric is."""
+    return metric._fn
+
+
+def set_metric_function(metric: keras.metrics.MeanMetricWrapper, function: Any) -> None:
+    """Give a metric another function."""
+    metric._fn = function
+
+
+def mask(tensor: Tensor) -> Tensor | None:
+    """The mask that a layer attached to an output."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Tensor, value: Tensor) -> None:
+    """Attach a mask to a tensor, as a layer does."""
+    tensor._keras_mask = value
+
+
+# Callbacks
+
+
+def is_default(hook: Any) -> bool:
+    """Tell whether a callback's hook is Keras's own that does nothing."""
+    return getattr(hook, "_is_default", False)
+
+
+def profiles(callback: keras.callbacks.TensorBoard) -> bool:
+    """Tell whether TensorBoard was asked to profile batches."""
+    return getattr(callback, "_should_trace", True)
+
+
+# Graphs
+
+
+def inner_graphs(graph: Any) -> Iterator[Any]:
+    """The graphs of the functions that a graph calls, where TensorFlow has them in Python."""
+    for atomic in graph._functions.values():
+        if (inner := getattr(atomic, "graph", None)) is not None:
+            yield inner
