@@ -17,5 +17,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # As plain text: no colours, and no cell is read as markup.
-    Console(width=_WIDE, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+    console = Console(
+        width=_WIDE,
+        height=1,  # without one, rich takes 80 columns where TERM is "dumb"
+        color_system=None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(table)
