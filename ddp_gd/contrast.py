@@ -5,14 +5,8 @@ from __future__ import annotations
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import ContrastConfig
 
-
-def main() -> None:
-    """Contrast as the command line says, on all workers of the job."""
+if __name__ == "__main__":
     options = cli.parse(ContrastConfig, "contrast")
     from ddp_gd.commands.contrast.main import run  # with all that it imports: not for --help
 
     cli.execute(run, options)
-
-
-if __name__ == "__main__":
-    main()

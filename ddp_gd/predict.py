@@ -8,16 +8,10 @@ import ddp_gd
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import PredictConfig
 
-
-def main() -> None:
-    """Predict as the command line says, on all workers of the job."""
+if __name__ == "__main__":
     options = cli.parse(PredictConfig, "predict")
     from ddp_gd.commands.predict import run  # with all that it imports: not for --help
 
     cli.execute(run, options)
-
-
-if __name__ == "__main__":
-    main()
 else:  # imported as a module, it would hide the function of its name
     sys.modules[__name__] = ddp_gd.predict  # type: ignore[assignment]

@@ -5,14 +5,8 @@ from __future__ import annotations
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import ReportConfig
 
-
-def main() -> None:
-    """Draw what the command line names."""
+if __name__ == "__main__":
     options = cli.parse(ReportConfig, "report")
     from ddp_gd.commands.report import run  # with all that it imports: not for --help
 
     cli.execute(run, options)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,14 +5,8 @@ from __future__ import annotations
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import StudyConfig
 
-
-def main() -> None:
-    """Train every combination that the command line names, and compare."""
+if __name__ == "__main__":
     options = cli.parse(StudyConfig, "study")
     from ddp_gd.commands.study.main import run  # with all that it imports: not for --help
 
     cli.execute(run, options)
-
-
-if __name__ == "__main__":
-    main()

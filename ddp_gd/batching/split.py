@@ -128,8 +128,8 @@ def train_validation_split(rows: int, validation_split: float) -> tuple[slice, s
     """
     if not isinstance(validation_split, Real) or not 0 <= validation_split < 1:
         raise ConfigError(
-            f"validation_split is {validation_split!r}: give a number from 0 to below 1, the "
-            "fraction of the rows that is held back"
+            f"validation_split={validation_split!r} must be a number from 0 to below 1, the "
+            "fraction of the rows that is held back."
         )
     if rows < 1:
         raise DataError(f"the data has {rows} rows: there is nothing to train on")

@@ -155,10 +155,6 @@ class TrainConfig(TaskConfig):
             raise ConfigError("--momentum is for sgd and rmsprop; adam has its own. Leave it out.")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
             raise ConfigError("--nesterov needs --optimizer sgd and a --momentum above 0.")
-        if not 0 <= self.validation_split < 1:
-            raise ConfigError(
-                f"--validation-split is {self.validation_split}; it must be from 0 to below 1."
-            )
         if self.missing == "mean" and not self.normalize:
             raise ConfigError(
                 "--missing mean and --no-normalize exclude each other: use --missing drop."

@@ -158,30 +158,23 @@ def _writer(out: Path, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray],
     """Write predictions to a new file that is whole or not there."""
     try:
         with new_file(out) as partial, contextlib.ExitStack() as files:
-            if out.suffix.lower() == ".npy":
-                array: ArrayWriter | None = None
+            opened: list[Any] = []  # with the first predictions, which tell dtype and columns
 
-                def write(predictions: np.ndarray) -> None:
-                    nonlocal array
-                    if array is None:
-                        array = ArrayWriter(partial, predictions.dtype, predictions.shape[1:])
-                        files.enter_context(array)
-                    array.append(predictions)
+            def write(predictions: np.ndarray) -> None:
+                if out.suffix.lower() == ".npy":
+                    if not opened:
+                        writer = ArrayWriter(partial, predictions.dtype, predictions.shape[1:])
+                        opened.append(files.enter_context(writer))
+                    opened[0].append(predictions)
+                else:
+                    table = pa.table(_columns(predictions, about, out))
+                    if not opened:
+                        writer = pa.csv.CSVWriter(str(partial), table.schema)
+                        opened.append(files.enter_context(writer))
+                    opened[0].write_table(table)
 
-                yield write
-                assert array is not None
-                array.close()
-            else:
-                table: pa.csv.CSVWriter | None = None
-
-                def write(predictions: np.ndarray) -> None:
-                    nonlocal table
-                    columns = pa.table(_columns(predictions, about, out))
-                    if table is None:
-                        table = files.enter_context(pa.csv.CSVWriter(str(partial), columns.schema))
-                    table.write_table(columns)
-
-                yield write
+            yield write
+            opened[0].close()
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(
             f"--out {out} can't be written ({error}): make room, or choose another folder."

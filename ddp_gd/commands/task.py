@@ -21,6 +21,7 @@ from ddp_gd.data.normalizer import Normalizer
 from ddp_gd.data.preprocessing import Preprocessing
 from ddp_gd.data.request import Request
 from ddp_gd.errors import ConfigError
+from ddp_gd.training.fit import fit
 
 Part = tuple[Selection, Selection, Selection | None]  # features, targets, weights
 
@@ -109,6 +110,24 @@ class Task:
         """Give a model the optimizer of `config`, and the loss."""
         accuracy = ["accuracy"] if self.is_classification else None
         model.compile(_optimizer(config), _find_loss(self.loss, config), metrics=accuracy)
+
+    def fit(
+        self, model: keras.Model, config: TrainConfig, **others: Any
+    ) -> keras.callbacks.History:
+        """Train a model with the sizes of `config`; `others` are arguments of `ddp_gd.fit`."""
+        x, y, sample_weight = self.data["training"]
+        return fit(
+            model,
+            x,
+            y,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            validation_data=self.data.get("validation"),
+            sample_weight=sample_weight,
+            micro_batch_size=config.micro_batch_size,
+            seed=self.seed,
+            **others,
+        )
 
     def _data(self, y_scaling: Normalizer | None) -> dict[str, Part]:
         return {

@@ -20,7 +20,6 @@ from ddp_gd.reporting.times import Times
 from ddp_gd.training import snapshot
 from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.evaluate import evaluate
-from ddp_gd.training.fit import fit
 
 # Rows of one step of the evaluation at the end.
 _EVALUATION_ROWS = 256
@@ -68,19 +67,11 @@ def _train(
         callbacks.append(keras.callbacks.TensorBoard(experiment.folder / "tensorboard"))
     if checkpoint is not None:
         checkpoint = dataclasses.replace(checkpoint, about=_about(task, config))
-    x, y, sample_weight = task.data["training"]
-    history = fit(
+    history = task.fit(
         model,
-        x,
-        y,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
+        config,
         verbose=config.verbose if config.verbose == "auto" else int(config.verbose),
         callbacks=callbacks,
-        validation_data=task.data.get("validation"),
-        sample_weight=sample_weight,
-        micro_batch_size=config.micro_batch_size,
-        seed=task.seed,
         checkpoint=checkpoint,
     )
     return history, times

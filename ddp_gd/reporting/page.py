@@ -63,26 +63,20 @@ def report(run: Run) -> str:
         "Setting",
         texts=[f"{text}."],
         commands=[command],
-        tables=[PageTable(list(_texts(record["description"])), numbers=False)],
+        tables=[_facts_table(record["description"])],
     )
     end = Section(
         "Result",
-        texts=[
-            "Fingerprint (SHA-256 of the weights; equal means equal to the last bit):",
-        ],
+        texts=["Fingerprint (SHA-256 of the weights; equal means equal to the last bit):"],
         commands=[record["fingerprint"]],
         tables=[_finals([run])] if record["final"] else [],
     )
     origin = Section(
         "Made with",
         tables=[
-            PageTable(list(_texts(record["versions"])), caption="Versions", numbers=False),
-            PageTable(
-                list(_texts(record["what_the_bits_depend_on"])),
-                caption="What the last bits depend on",
-                numbers=False,
-            ),
-            PageTable(list(_texts(record["config"])), caption="Every option", numbers=False),
+            _facts_table(record["versions"], "Versions"),
+            _facts_table(record["what_the_bits_depend_on"], "What the last bits depend on"),
+            _facts_table(record["config"], "Every option"),
         ],
     )
     sections = [settings, end, _curves([run]), _workers(run), _time(run), origin]
@@ -91,13 +85,7 @@ def report(run: Run) -> str:
 
 def comparison(runs: Sequence[Run]) -> str:
     """The page about several trainings, beside each other."""
-    sections = [
-        _names(runs),
-        _differences(runs),
-        _results(runs),
-        _curves(runs),
-        _times(runs),
-    ]
+    sections = [_names(runs), _differences(runs), _results(runs), _curves(runs), _times(runs)]
     return _render(f"{len(runs)} trainings compared", sections)
 
 
@@ -228,12 +216,9 @@ def _workers(run: Run) -> Section:
     head = ["worker", *("rows of a step" if step == 0 else "of the last step" for step in steps)]
     rows = [[str(w), *(_rows(shares[step][w]) for step in steps)] for w in range(workers)]
     first = [(share.start, share.stop) for share in shares[0]]
-    text = (
-        f"One update averages {plan.step_rows(0)} rows; an epoch has {plan.steps} of them. Each "
-        f"worker computes its share of the rows, and the {workers} sums are added."
-        if workers > 1
-        else f"One update averages {plan.step_rows(0)} rows; an epoch has {plan.steps} of them."
-    )
+    text = f"One update averages {plan.step_rows(0)} rows; an epoch has {plan.steps} of them."
+    if workers > 1:
+        text += f" Each worker computes its share of the rows, and the {workers} sums are added."
     if plan.micro_batch_size is not None:
         text += f" A share is computed in pieces of {plan.micro_batch_size} rows."
     figure = draw_shares(first, plan.step_rows(0))
@@ -311,6 +296,10 @@ def _mean(run: Run, part: str) -> float:
     epochs = _epochs(run)
     values = [worker[part] for epoch in epochs[1:] or epochs for worker in epoch]
     return statistics.fmean(values or [0.0])
+
+
+def _facts_table(facts: Mapping[str, Any], caption: str = "") -> PageTable:
+    return PageTable(list(_texts(facts)), caption=caption, numbers=False)
 
 
 def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

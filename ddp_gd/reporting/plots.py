@@ -110,11 +110,12 @@ def draw_times(workers: Sequence[Mapping[str, float]]) -> Figure:
     """
     figure = _figure_for(len(workers), legend=True)
     axes = figure.subplots()
+    left = np.zeros(len(workers))
     for part, (colour, hatch) in _LOOKS.items():
-        left = [_before(times, part) for times in workers]
+        seconds = np.maximum([times[part] for times in workers], 0.0)
         axes.barh(
             range(len(workers)),
-            [max(times[part], 0.0) for times in workers],
+            seconds,
             left=left,
             height=0.7,
             color=colour,
@@ -123,15 +124,11 @@ def draw_times(workers: Sequence[Mapping[str, float]]) -> Figure:
             linewidth=0,
             label=part,
         )
+        left = left + seconds
     axes.set_xlim(left=0)
     _finish(figure, len(workers), "seconds an epoch")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
-
-
-def _before(times: Mapping[str, float], part: str) -> float:
-    names = list(_LOOKS)
-    return sum(max(times[name], 0.0) for name in names[: names.index(part)])
 
 
 def _figure_for(workers: int, legend: bool = False) -> Figure:

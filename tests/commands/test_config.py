@@ -15,8 +15,6 @@ from ddp_gd.errors import ConfigError
         ("decay", -0.1, "--decay is -0.1"),
         ("decay", float("inf"), "--decay is inf"),
         ("momentum", 1.0, "--momentum is 1.0"),
-        ("validation_split", 1.0, "--validation-split is 1.0"),
-        ("validation_split", float("nan"), "--validation-split is nan"),
         ("seed", -1, "--seed is -1"),
         ("seed", 2**32, "--seed is 4294967296"),
         ("nesterov", True, "--nesterov needs"),

@@ -352,6 +352,8 @@ BAD_FILES = {
         ("--batch-size 0", "--batch-size 0 must be a whole number, 1 or more."),
         ("--batch-size -3", "--batch-size -3 must be a whole number, 1 or more."),
         ("--micro-batch-size -1", "--micro-batch-size -1 must be a whole number, 1 or more."),
+        ("--validation-split 1", "--validation-split 1.0 must be a number from 0 to below 1"),
+        ("--validation-split nan", "must be a number from 0 to below 1"),
         ("--validation-split 0.9999", "leaves no training row"),
         ("--validation-split 1e-17", "leaves no validation row"),
         ("--loss sqared", "--loss 'sqared' is not a Keras loss; known are binary_crossentropy"),
@@ -396,7 +398,6 @@ def test_bad_input_gives_one_message(arguments, message, command, folder):
         ("--epochs 0", "--epochs is 0; it must be at least 1."),
         ("--optimizer sdg", "'sgd', 'adam', 'rmsprop'"),
         ("--batchsize 3", "Unrecognized options: --batchsize"),
-        ("--validation-split 1", "--validation-split is 1.0"),
     ],
 )
 def test_wrong_command_lines_are_refused(arguments, message, command, folder):

@@ -55,7 +55,7 @@ def test_no_split_trains_on_every_row():
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.0, 1.5, math.nan, math.inf, "0.2", None])
 def test_fraction_out_of_range_is_refused(fraction):
     """A fraction that is no number in [0, 1) is a ConfigError that quotes it."""
-    with pytest.raises(ConfigError, match=f"validation_split is {fraction!r}"):
+    with pytest.raises(ConfigError, match=f"validation_split={fraction!r} must be"):
         train_validation_split(10, fraction)
 
 

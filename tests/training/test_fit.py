@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], list[str]]] 
     "micro_1.5": (_network, (X, Y), {"micro_batch_size": 1.5}, CONFIG, ["micro_batch_size=1.5"]),
     "split_small": (_network, (X, Y), {"validation_split": 1e-17}, DATA, ["1e-17", "validation"]),
     "split_large": (_network, (X, Y), {"validation_split": 0.99}, DATA, ["0.99", "training"]),
-    "split_2": (_network, (X, Y), {"validation_split": 2}, CONFIG, ["validation_split is 2"]),
+    "split_2": (_network, (X, Y), {"validation_split": 2}, CONFIG, ["validation_split=2 must be"]),
     "frequency": (
         _network, (X, Y), {"validation_freq": 0, "validation_split": 0.2}, CONFIG,
         ["validation_freq=0"],

@@ -17,6 +17,7 @@ Nothing random happens in an update, so both compute the same.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -134,41 +135,6 @@ class Weights:
         return float(self.model.test_on_batch(rows.x, rows.y, return_dict=True)["loss"])
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Keeps the weights that a training begins with, and others on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[np.ndarray] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self.keep()
-
-    def keep(self) -> None:
-        self.kept.append(Weights(self.model).get())
-
-
-class _EachEpoch(_Keeper):
-    """Keeps those at the end of every epoch."""
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.keep()
-
-
-class _EachStep(_Keeper):
-    """Keeps those after some steps, counted from 1 in the first epoch."""
-
-    def __init__(self, points: np.ndarray):
-        super().__init__()
-        self._points = set(points.tolist())
-        self._steps = 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._steps += 1
-        if self._steps in self._points:
-            self.keep()
-
-
 def with_fit(setup: Setup, seed: int, batch_size: int | Literal["full"]) -> np.ndarray:
     """Train (a), (d) or (e), all workers together. Collective.
 
@@ -177,8 +143,20 @@ def with_fit(setup: Setup, seed: int, batch_size: int | Literal["full"]) -> np.n
         batch size is that of the setup, else at `Setup.epoch_ends`.
     """
     model = setup.model(seed)
+    weights = Weights(model)
+    kept: list[np.ndarray] = []
+
+    def keep(*_: Any) -> None:
+        kept.append(weights.get())
+
+    points, steps = set(setup.points.tolist()), itertools.count(1)
+
+    def keep_some(*_: Any) -> None:
+        if next(steps) in points:
+            keep()
+
     each_step = batch_size == setup.batch_size
-    keeper = _EachStep(setup.points) if each_step else _EachEpoch()
+    after = {"on_train_batch_end": keep_some} if each_step else {"on_epoch_end": keep}
     fit(
         model,
         setup.training.x,
@@ -186,11 +164,11 @@ def with_fit(setup: Setup, seed: int, batch_size: int | Literal["full"]) -> np.n
         batch_size=batch_size,
         epochs=setup.epochs,
         verbose=0,
-        callbacks=[keeper],
+        callbacks=[keras.callbacks.LambdaCallback(on_train_begin=keep, **after)],
         seed=seed,
         terminate_on_nan=False,  # that one of them diverges is a result
     )
-    return np.stack(keeper.kept)
+    return np.stack(kept)
 
 
 def independently(

@@ -93,13 +93,13 @@ def _start(options: StudyConfig, workers: int, folder: StudyFolder) -> None:
             if bar:
                 title = f"{workers} worker{'s' * (workers > 1)}"
                 with Progress(*Progress.get_default_columns()) as progress:
-                    task = progress.add_task(title, total=len(folder.missing(wanted)))
-                    already = len(wanted) - len(folder.missing(wanted))
-                    while process.poll() is None:
-                        done = len(wanted) - len(folder.missing(wanted)) - already
+                    task = progress.add_task(title, total=len(wanted))
+                    running = True
+                    while running:
+                        running = process.poll() is None
+                        done = len(wanted) - len(folder.missing(wanted))
                         progress.update(task, completed=done)
-                        time.sleep(0.2)
-                    progress.update(task, completed=len(wanted) - already)
+                        time.sleep(0.2 * running)
             process.wait()
         except BaseException:
             process.terminate()

@@ -17,7 +17,6 @@ from ddp_gd.commands.task import Task
 from ddp_gd.errors import ConfigError, NumericsError
 from ddp_gd.job import runtime
 from ddp_gd.reporting.times import Times
-from ddp_gd.training.fit import fit
 from ddp_gd.training.replicas import fingerprint
 
 
@@ -66,27 +65,15 @@ def _train(options: StudyConfig, task: Task, trial: Trial) -> Result:
     model = task.build()
     task.compile(model, config)
     times = Times()
-    x, y, sample_weight = task.data["training"]
     diverged = ""
     try:
-        fit(
-            model,
-            x,
-            y,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            verbose=0,
-            callbacks=[times],
-            validation_data=task.data.get("validation"),
-            sample_weight=sample_weight,
-            seed=task.seed,
-        )
+        task.fit(model, config, verbose=0, callbacks=[times])
     except NumericsError as error:  # on every worker, after the same step
         diverged = str(error)
     history = model.history.history
     return Result(
         trial=trial,
-        rows=len(x),
+        rows=task.train_rows,
         updates=task.plan(config).steps,
         diverged=diverged,
         loss=history.get("loss", []),
