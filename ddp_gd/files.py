@@ -21,13 +21,7 @@ PARTIAL = ".partial"  # ends the names of files that are being written
 
 
 class ArrayWriter:
-    """A `.npy` file that rows are appended to.
-
-    Args:
-        path: a new file.
-        dtype: of the values.
-        row_shape: of one row.
-    """
+    """A new `.npy` file that rows of one dtype and shape are appended to."""
 
     def __init__(self, path: Path, dtype: Any, row_shape: tuple[int, ...]):
         self.rows = 0
@@ -58,7 +52,7 @@ class ArrayWriter:
         return self.rows * self._dtype.itemsize * math.prod(self._row_shape)
 
     def close(self) -> dict[str, Any]:
-        """Return when everything is on the disk.
+        """Bring everything to the disk.
 
         Returns:
             Where the values begin, and the SHA-256 of them and then of what stands before them.

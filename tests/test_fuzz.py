@@ -245,7 +245,7 @@ def test_a_row_without_end(begin: bytes, line: int, tmp_path: Path) -> None:
     path.write_bytes(begin)
     os.truncate(path, 2**32)
     with pytest.raises(DataError, match=rf"endless\.csv: the row that begins on line {line} has"):
-        csv_files.read_header(path)
+        csv_files.names_of(path)
 
 
 def test_a_row_that_is_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,4 +326,4 @@ def test_a_header_of_many_columns(tmp_path: Path) -> None:
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["a"] * 10**6) + "\n1\n")
     with pytest.raises(DataError, match=r"wide\.csv has more than one column called 'a'"):
-        csv_files.read_header(path)
+        csv_files.names_of(path)

@@ -30,11 +30,9 @@ _READ_BYTES = 1 << 22
 
 
 class Cache:
-    """A folder of converted data.
+    """A folder of converted data, made when it is needed, for this user only.
 
-    Args:
-        folder: made when it is needed, for this user only.
-        limit: bytes; the entries that were not used for longest make room for new ones.
+    Beyond the limit, in bytes, the entries that were not used for longest make room for new ones.
     """
 
     def __init__(self, folder: Path, limit: int):
@@ -54,7 +52,7 @@ class Cache:
             raise DataError(f"{path} changed while it was read: start again when it is complete.")
         if time.time_ns() - max(before[2:4]) > _RACY:
             with contextlib.suppress(OSError):
-                _make_private(note.parent)
+                self._make()
                 write_json(note, {"identity": before, "sha256": digest})
         return digest
 
@@ -93,7 +91,7 @@ class Cache:
             DataError: it can't be made.
         """
         try:
-            _make_private(self.folder)
+            self._make()
             remove_abandoned(self.folder, _PARTIAL)
             return Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
         except OSError as error:
@@ -106,16 +104,9 @@ class Cache:
     def keep(
         self, folder: Path, key: str, record: dict[str, Any], files: dict[str, dict[str, Any]]
     ) -> Path:
-        """Make a finished conversion an entry.
+        """Make a finished conversion in a folder from `begin` an entry, and return its folder.
 
-        Args:
-            folder: from `begin`, with the files, which are on the disk.
-            key: of the entry.
-            record: what is known of the data.
-            files: what `ArrayWriter.close` returned of each file, by name.
-
-        Returns:
-            The entry's folder; another process may have made it in the meantime.
+        `files` is what `ArrayWriter.close` returned of each file, by name.
         """
         record = record | {"files": files}
         write_json(folder / _RECORD, {"record": record, "sha256": _sha256(record)})
@@ -124,11 +115,15 @@ class Cache:
         entry = self.folder / key
         try:
             folder.rename(entry)
-        except OSError:  # another process was quicker
+        except OSError:  # another process has made it in the meantime
             shutil.rmtree(folder, ignore_errors=True)
         sync(self.folder)
         self._make_room(entry)
         return entry
+
+    def _make(self) -> None:
+        for folder in (self.folder, self.folder / "files"):  # the mode isn't that of parents
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _make_room(self, kept: Path) -> None:
         """Remove the entries that were not used for longest until the limit holds."""
@@ -168,14 +163,7 @@ def _sha256(record: dict[str, Any]) -> str:
 
 
 def hash_file(path: Path) -> Generator[int, None, str]:
-    """Hash a file's content.
-
-    Yields:
-        How many bytes have been read.
-
-    Returns:
-        The SHA-256, hexadecimal.
-    """
+    """Return the SHA-256 of a file, hexadecimal; yields how many bytes have been read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
@@ -201,7 +189,3 @@ def identity(path: Path) -> list[int]:
     """What changes whenever a file's content does."""
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size]
-
-
-def _make_private(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)

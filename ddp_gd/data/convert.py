@@ -23,7 +23,8 @@ import numpy as np
 
 from ddp_gd.data import npy_files
 from ddp_gd.data.cache import Cache, hash_file, identity, remove_abandoned
-from ddp_gd.data.request import KERAS, Origin, Request, find
+from ddp_gd.data.origin import Origin, find
+from ddp_gd.data.request import KERAS, Request
 from ddp_gd.data.table import Table, open_table
 from ddp_gd.errors import DataError
 from ddp_gd.files import ArrayWriter
@@ -77,14 +78,12 @@ def prepare(request: Request, use_cache: bool = True) -> Generator[float, None, 
         reading = cache.digest(path) if use_cache else hash_file(path)
         contents.append((yield from _progress(reading, done, 0.2 / size)))
         done += 0.2 * path.stat().st_size / size
-    key = _key(source, request, contents)
-    # Equal files may lie elsewhere than those that an entry was made of.
-    mapped = {"mapped": {name: str(path.absolute()) for name, path in source.arrays.items()}}
+    key = _key(source, contents)
     if use_cache and (found := cache.find(key)) is not None:
-        return Prepared(found[0], found[1] | mapped, kept=True)
+        return _prepared(source, *found, kept=True)
     folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:
-        record, files = yield from _progress(convert(source, request, folder), 0.2, 0.8)
+        record, files = yield from _progress(convert(source, folder), 0.2, 0.8)
         if before != [identity(path) for path in source.paths]:
             raise DataError(f"{request.name} changed while it was read: start again.")
         record |= {"key": key, "held": sorted(files)}
@@ -99,7 +98,14 @@ def prepare(request: Request, use_cache: bool = True) -> Generator[float, None, 
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Prepared(folder, record | mapped, kept=use_cache)
+    return _prepared(source, folder, record, kept=use_cache)
+
+
+def _prepared(source: Origin, folder: Path, record: dict[str, Any], kept: bool) -> Prepared:
+    # Equal files may lie elsewhere than those that an entry was made of.
+    arrays = {name: str(path.absolute()) for name, path in source.arrays.items()}
+    arrays |= {Path(name).stem: str(folder / name) for name in record["held"]}
+    return Prepared(folder, record | {"arrays": arrays}, kept)
 
 
 def _progress(
@@ -115,26 +121,19 @@ def _progress(
         yield done + scale * part
 
 
-def _key(source: Origin, request: Request, contents: list[str]) -> str:
+def _key(source: Origin, contents: list[str]) -> str:
     """Hash all that the converted data depend on."""
-    what: list[Any] = [
-        _FORMAT,
-        request.targets_needed,
-        source.kind,
-        contents,
-        dataclasses.asdict(dataclasses.replace(source.wanted, remedy="")),
-        request.dtype,
-    ]
+    request = dataclasses.asdict(dataclasses.replace(source.request, source=()))
+    what: list[Any] = [_FORMAT, source.kind, contents, request]
     if source.kind == "keras":
         what += [source.keras, importlib.metadata.version("keras")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-def convert(source: Origin, request: Request, folder: Path) -> Generator[float, None, Converted]:
+def convert(source: Origin, folder: Path) -> Generator[float, None, Converted]:
     """Write the arrays of a source into a folder; yields how much is done, from 0 to 1."""
-    if source.kind == "table":
-        return (yield from _convert_table(source, request, folder))
-    return (yield from _convert_arrays(source, request, folder))
+    how = _convert_table if source.kind == "table" else _convert_arrays
+    return (yield from how(source, folder))
 
 
 class _Array(NamedTuple):
@@ -146,29 +145,28 @@ class _Array(NamedTuple):
     copied: bool
 
 
-def _open_arrays(source: Origin, request: Request) -> dict[str, _Array]:
+def _open_arrays(source: Origin) -> dict[str, _Array]:
     if source.kind == "npz":
         path = source.paths[0]
         return {
-            name: _Array(shape, dtype, npy_files.npz_blocks(path, name), copied=True)
-            for name, (shape, dtype) in npy_files.npz_arrays(path, request.targets_needed).items()
+            name: _Array(header.shape, header.dtype, npy_files.npz_blocks(path, name), copied=True)
+            for name, header in npy_files.npz_headers(path, source.request.targets_needed).items()
         }
     opened = {name: npy_files.open_npy(path) for name, path in source.arrays.items()}
     return {
         name: _Array(
             array.shape,
             array.dtype,
-            npy_files.blocks_of(array, name, request.name),
+            npy_files.blocks_of(array, name, source.request.name),
             copied=name not in opened or not npy_files.is_plain(array),
         )
         for name, array in (opened or _keras_arrays(*source.keras)).items()
     }
 
 
-def _convert_arrays(
-    source: Origin, request: Request, folder: Path
-) -> Generator[float, None, Converted]:
-    arrays = _open_arrays(source, request)
+def _convert_arrays(source: Origin, folder: Path) -> Generator[float, None, Converted]:
+    request = source.request
+    arrays = _open_arrays(source)
     rows = arrays["x"].shape[0]
     for name, array in arrays.items():
         if array.shape[0] != rows:
@@ -196,19 +194,17 @@ def _convert_arrays(
     return record | {"classes": output.classes}, files
 
 
-def _convert_table(
-    source: Origin, request: Request, folder: Path
-) -> Generator[float, None, Converted]:
-    table = open_table(source.paths, source.wanted)
-    wanted = table.wanted
-    features, targets = table.features, len(wanted.target)
+def _convert_table(source: Origin, folder: Path) -> Generator[float, None, Converted]:
+    request = source.request
+    table = open_table(source.paths, request)
+    features, targets = table.features, len(request.target)
     first_target = table.names[features] if targets else ""
     of_class = bool(targets) and table.kinds[first_target] != "number"
     # The numbers of the categories must be exact.
     dtype = "float32" if request.dtype == "float16" and table.categories else request.dtype
     total = sum(path.stat().st_size for path in source.paths)
     rows = 0
-    weights = f"{table.paths[0]}: {wanted.sample_weight!r}"
+    weights = f"{table.paths[0]}: {request.sample_weight!r}"
     most = math.inf if of_class else _MOST_CLASSES
     with _Output(folder, request.name, weights, most) as output:
         for block, position in table.blocks():
@@ -218,7 +214,7 @@ def _convert_table(
             if targets:
                 columns = block[:, features : features + targets]
                 output.add("y", columns.astype(np.int64) if of_class else columns)
-            if wanted.sample_weight:
+            if request.sample_weight:
                 output.add("sample_weight", block[:, -1])
             yield min(1.0, position / total)
         if rows == 0:
@@ -227,7 +223,7 @@ def _convert_table(
     names = table.names[:features]
     record = {
         "x_names": names,
-        "y_names": list(wanted.target),
+        "y_names": list(request.target),
         "kinds": [table.kinds[name] for name in names],
         "categories": {
             str(place): list(table.categories[name])
@@ -237,7 +233,7 @@ def _convert_table(
         "class_names": list(table.categories[first_target]) if of_class else None,
         "classes": output.classes,
         "dropped": table.dropped,
-        "missing": wanted.missing == "mean",
+        "missing": request.missing == "mean",
     }
     return record, files
 
@@ -255,14 +251,7 @@ def _as(block: np.ndarray, dtype: str, table: Table) -> np.ndarray:
 
 
 class _Output(contextlib.ExitStack):
-    """The files of a conversion; targets and weights are looked at on their way.
-
-    Args:
-        folder: of the files.
-        name: of the source, for messages.
-        weights: name of the weights, for messages.
-        most_classes: targets of more different whole numbers are amounts.
-    """
+    """The files of a conversion; targets and weights are looked at on their way."""
 
     def __init__(self, folder: Path, name: str, weights: str, most_classes: float):
         super().__init__()
@@ -270,7 +259,7 @@ class _Output(contextlib.ExitStack):
         self._free, self._limit = shutil.disk_usage(folder).free, cache_limit()
         self._name = name
         self._weights_name = weights
-        self._most_classes = most_classes
+        self._most_classes = most_classes  # targets of more different whole numbers are amounts
         self._writers: dict[str, ArrayWriter] = {}
         self._weight: float | None = None  # of all rows
         self._seen: np.ndarray | None = np.zeros(0, bool)  # class numbers; None: amounts

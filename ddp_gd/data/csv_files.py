@@ -64,7 +64,12 @@ def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def read_header(path: Path) -> tuple[list[str], int]:
+def names_of(path: Path) -> list[str]:
+    """The column names."""
+    return _read_header(path)[0]
+
+
+def _read_header(path: Path) -> tuple[list[str], int]:
     """The column names, and the line they stand on; there is a row below it."""
     with contextlib.closing(_text_rows(path)) as rows:
         line, header = next(rows, (0, []))
@@ -90,7 +95,7 @@ def read_header(path: Path) -> tuple[list[str], int]:
 def _open_csv(
     path: Path, types: dict[str, pa.DataType], block_bytes: int, missing: list[str]
 ) -> tuple[pa.csv.CSVStreamingReader, pa.NativeFile]:
-    header, line = read_header(path)
+    header, line = _read_header(path)
     file = pa.OSFile(str(path))
     reader = pa.csv.open_csv(
         file,
@@ -113,8 +118,9 @@ def _open_csv(
     return reader, file
 
 
-def kinds_of(path: Path, names: Sequence[str]) -> dict[str, Kind]:
-    """What the columns hold, by the first rows; the others must hold the same."""
+def kinds_of(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Kind]:
+    """What columns hold, by the first rows of the first file; all others must hold the same."""
+    path = paths[0]
     try:
         reader, _ = _open_csv(path, dict.fromkeys(names, pa.string()), FIRST_BYTES, [])
         first = reader.read_next_batch()
@@ -164,67 +170,49 @@ def blocks(
 
 
 def explain(path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str) -> None:
-    """Raise the DataError that says what is wrong below the header, if this finds it.
+    """Raise the DataError that says what is wrong with cells of some columns, if one is.
 
-    Args:
-        path: of the file.
-        kinds: of the columns whose cells to look at.
-        may_miss: whether missing cells are all right.
-        remedy: for missing cells.
+    The remedy is for missing cells, where they may not miss.
     """
-    with contextlib.closing(_text_rows(path)) as rows:
-        _explain_rows(path, rows, kinds, MISSING if may_miss else [], remedy)
-
-
-def _explain_rows(
-    path: Path,
-    rows: Iterator[tuple[int, list[str]]],
-    kinds: dict[str, Kind],
-    missing: list[str],
-    remedy: str,
-) -> None:
-    header, header_line = read_header(path)
-    bad = 0
-    first = ""
-    data_row = 0
-    empty = 0
+    header, header_line = _read_header(path)
+    missing = MISSING if may_miss else []
+    bad = empty = 0
     textual = False
-    for line, row in rows:
-        if line <= header_line:
-            continue
-        data_row += 1
-        if len(row) != len(header):
-            raise DataError(
-                f"{path}: data row {data_row} (line {line}) has {len(row)} cells where the "
-                f"header has {len(header)} columns: check its commas and quotes."
-            )
-        for name, cell in zip(header, row, strict=True):
-            if name not in kinds or cell in missing:
+    data_row = 0
+    with contextlib.closing(_text_rows(path)) as rows:
+        for line, row in rows:
+            if line <= header_line:
                 continue
-            if kinds[name] == "number":
-                right = bool(_NUMBER.fullmatch(cell)) and math.isfinite(float(cell))
-            elif kinds[name] == "boolean":
-                right = cell.lower() in BOOLEANS
-            else:
-                right = cell != ""
-            if right:
-                continue
-            bad += 1
-            empty += cell in MISSING
-            textual = textual or (cell not in MISSING and not _is_float(cell))
-            if bad == 1:
-                shown = repr(cell if len(cell) <= 40 else cell[:40] + "...") if cell else "empty"
-                first = f"column {name!r}, data row {data_row} (line {line}), is {shown}"
-                blamed = name
-                kind = "not a finite number" if kinds[name] == "number" else f"not {kinds[name]}"
-    if bad:
-        plural = kind.replace("not a finite number", "not finite numbers")
-        count = f"1 cell is {kind}: " if bad == 1 else f"{bad} cells are {plural}; the first, "
-        if empty < bad:
-            remedy = "Replace it, or remove the row or column"
-        if textual:
-            listed = (
-                f"give categorical={[blamed]!r}" if len(blamed) < 20 else "take it as categorical"
-            )
-            remedy += f"; or {listed}"
-        raise DataError(f"{path}: {count}{first}. {remedy}.")
+            data_row += 1
+            if len(row) != len(header):
+                raise DataError(
+                    f"{path}: data row {data_row} (line {line}) has {len(row)} cells where the "
+                    f"header has {len(header)} columns: check its commas and quotes."
+                )
+            for name, cell in zip(header, row, strict=True):
+                if name not in kinds or cell in missing or _fits(cell, kinds[name]):
+                    continue
+                if not bad:
+                    blamed, place = name, f"data row {data_row} (line {line})"
+                    shown = repr(cell[:40] + "..." * (len(cell) > 40)) if cell else "empty"
+                bad += 1
+                empty += cell in MISSING
+                textual = textual or (cell not in MISSING and not _is_float(cell))
+    if not bad:
+        return
+    one, several = ("a finite number", "finite numbers")
+    if kinds[blamed] != "number":
+        one = several = kinds[blamed]
+    count = f"1 cell is not {one}: " if bad == 1 else f"{bad} cells are not {several}; the first, "
+    if empty < bad:
+        remedy = "Replace it, or remove the row or column"
+    if textual:
+        listed = f"categorical={[blamed]!r}" if len(blamed) < 20 else "name it as categorical"
+        remedy += f"; or {listed}"
+    raise DataError(f"{path}: {count}column {blamed!r}, {place}, is {shown}. {remedy}.")
+
+
+def _fits(cell: str, kind: Kind) -> bool:
+    if kind == "number":
+        return bool(_NUMBER.fullmatch(cell)) and math.isfinite(float(cell))
+    return cell.lower() in BOOLEANS if kind == "boolean" else cell != ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,18 +55,13 @@ class Dataset:
     key: str = ""
 
 
-# From files to arrays
-
-
-def open_prepared(folder: Path, record: dict[str, Any], source: str) -> Dataset:
+def open_prepared(record: dict[str, Any], source: str) -> Dataset:
     """Map converted data into memory."""
 
     def array(name: str) -> np.ndarray | None:
-        path = folder / f"{name}.npy"
-        if path.name not in record["held"]:
-            if name not in record["mapped"]:
-                return None
-            path = Path(record["mapped"][name])
+        path = record["arrays"].get(name)
+        if path is None:
+            return None
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:

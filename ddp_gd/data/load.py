@@ -1,10 +1,9 @@
-"""`load`: files to arrays, converted once on each host; and what is measured of their rows."""
+"""`load`: files to arrays, converted once on each host."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import socket
 import sys
 import time
@@ -73,7 +72,15 @@ def load(
             message names the file, the place and the value.
         MismatchError: another worker was given other data.
     """
-    request = Request(source, target, features, sample_weight, categorical, missing, dtype)
+    request = Request(
+        source=(source,) if isinstance(source, (str, Path)) else tuple(source),
+        target=(target,) if isinstance(target, str) else tuple(target or ()),
+        features=None if features is None else tuple(features),
+        sample_weight=sample_weight,
+        categorical=tuple(categorical),
+        missing=missing,
+        dtype=dtype,
+    )
     return fetch(request, cache)
 
 
@@ -107,15 +114,13 @@ def _open_on_all(
     communicator: Communicator, request: Request, prepared: Prepared | None
 ) -> Dataset:
     """Open on every worker what one worker of its host prepared."""
-    here = [socket.gethostname(), boot_id()]
-    folder = None if prepared is None else str(prepared.folder)
     record = None if prepared is None else prepared.record
     if communicator.size > 1:
-        everyone = agree.gather_json(communicator, [here, folder, record])
-        folder, record = next((f, r) for where, f, r in everyone if f and where == here)
-    assert folder is not None
+        here = [socket.gethostname(), boot_id()]
+        everyone = agree.gather_json(communicator, [here, record])
+        record = next(record for where, record in everyone if record and where == here)
     assert record is not None
-    dataset = open_prepared(Path(folder), record, request.name)
+    dataset = open_prepared(record, request.name)
     if communicator.size > 1:
         # All have it open now.
         agree.require_same_facts(communicator, {"data (SHA-256)": dataset.key})
@@ -127,10 +132,8 @@ def once_per_host(
 ) -> None:
     """Let one worker of each host do something long, while the others wait. Collective.
 
-    Args:
-        communicator: the workers.
-        work: does it, a little at each step; yields how much is done, from 0 to 1.
-        title: of the progress bar that rank 0 shows on a terminal, if it takes long.
+    It is done a little at each step of `work`, which yields how much is done, from 0 to 1. Rank 0
+    shows that with a title, if it takes long.
     """
     mine = work() if communicator.local_rank == 0 else iter(())
     done, at_work = 0.0, True
@@ -164,4 +167,4 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return str(os.uname().nodename)
+        return socket.gethostname()

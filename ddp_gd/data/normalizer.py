@@ -1,4 +1,4 @@
-"""Which rows are trained on, and the normalisation that is fitted on those rows alone."""
+"""Mean and deviation of columns, measured in pieces, and the normalisation by them."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ class Moments:
         return cls(count, mean + rest / some, np.maximum(squares, 0.0))
 
     def with_others(self, other: Moments) -> Moments:
-        """Those of both together.
-
-        Source: the same paper, equations 2.1.
-        """
+        """The moments of both together; the same paper, equations 2.1."""
         count = self.count + other.count
         some = np.maximum(count, 1.0)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -68,11 +65,7 @@ class Moments:
 
 
 def pieces(rows: int, row_values: int) -> list[slice]:
-    """Cut rows into consecutive pieces to be measured one by one, the same for any workers.
-
-    Args:
-        rows: number of rows.
-        row_values: values in one row.
+    """Cut rows into consecutive pieces to be measured one by one, whoever does that.
 
     Returns:
         At most 1,024 slices, each of a multiple of what is turned into float64 at a time.
@@ -101,7 +94,7 @@ def some_value(rows: np.ndarray) -> np.ndarray:
 
 
 def together(parts: Sequence[Moments]) -> Moments:
-    """Those of all parts: neighbours two by two, which depends on their number alone."""
+    """Join the parts, neighbours two by two: an order that depends on their number alone."""
     parts = list(parts)
     while len(parts) > 1:
         pairs = [a.with_others(b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
@@ -149,12 +142,7 @@ class Normalizer:
 
     @classmethod
     def of(cls, moments: Moments, shift: np.ndarray, names: Sequence[str] = ()) -> Normalizer:
-        """Make one of the training rows' moments.
-
-        Args:
-            moments: of all training rows.
-            shift: that they were measured with.
-            names: of the columns, for messages.
+        """Make one of the training rows' moments, and the shift that they were measured with.
 
         Raises:
             DataError: a column has no value at all, or values whose squares are not finite.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -31,45 +32,39 @@ _BROKEN = (
 )
 
 
-def npz_arrays(path: Path, with_targets: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of the arrays `x`, `y` and perhaps `sample_weight` of a `.npz` file.
+class Header(NamedTuple):
+    """What stands before an array's values."""
 
-    Args:
-        path: of the file.
-        with_targets: False to look for `x` alone.
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+
+def npz_headers(path: Path, with_targets: bool) -> dict[str, Header]:
+    """Headers of the arrays `x`, `y` and perhaps `sample_weight` of a `.npz` file, or of `x` alone.
 
     Raises:
         DataError: the file is broken, or they can't be used; nothing but headers has been read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = ["x", "y"] if with_targets else ["x"]
-            if with_targets and "sample_weight.npy" in archive.namelist():
-                names.append("sample_weight")
-            return {name: _check_member(archive, name, path) for name in names}
-    except DataError:
-        raise
-    except _BROKEN as error:
-        raise _broken_npz(path, error) from error
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        names = ["x", "y"] if with_targets else ["x"]
+        if with_targets and "sample_weight.npy" in archive.namelist():
+            names.append("sample_weight")
+        return {name: _check_member(archive, name, path) for name in names}
 
 
 def npz_blocks(path: Path, name: str) -> Iterator[np.ndarray]:
     """Read one array of a `.npz` file: some rows at a time, finite, native-endian."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-            shape, fortran, dtype = _read_header(member)
-            if fortran and len(shape) > 1:
-                # Its rows lie scattered: only the whole of it can be put in order.
-                member.seek(0)
-                blocks = iter([np.lib.format.read_array(member, allow_pickle=False)])
-            else:
-                blocks = _row_blocks(member, shape, dtype)
-            native = dtype.newbyteorder("=")
-            yield from _finite((np.ascontiguousarray(b, native) for b in blocks), name, path)
-    except DataError:
-        raise
-    except _BROKEN as error:
-        raise _broken_npz(path, error) from error
+    with _explained(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        header = _read_header(member)
+        if header.fortran and len(header.shape) > 1:
+            # Its rows lie scattered: only the whole of it can be put in order.
+            member.seek(0)
+            blocks = iter([np.lib.format.read_array(member, allow_pickle=False)])
+        else:
+            blocks = _row_blocks(member, header.shape, header.dtype)
+        native = header.dtype.newbyteorder("=")
+        yield from _finite((np.ascontiguousarray(b, native) for b in blocks), name, path)
 
 
 def open_npy(path: Path) -> np.ndarray:
@@ -78,17 +73,28 @@ def open_npy(path: Path) -> np.ndarray:
     Raises:
         DataError: it is broken, or its dtype or shape can't be used.
     """
-    try:
+    with _explained(path):
         with path.open("rb") as file:
-            shape, _, dtype = _read_header(file)
+            header = _read_header(file)
             held = path.stat().st_size - file.tell()
-        _check_array(str(path), shape, dtype, held)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        _check_array(str(path), header, held)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory: read it where there is more.") from error
     except _BROKEN as error:
+        kind = path.suffix.lower()
+        how = "numpy.save" if kind == ".npy" else "numpy.savez(path, x=..., y=...)"
         raise DataError(
-            f"{path} is not a whole .npy file ({error}): write it again with numpy.save."
+            f"{path} is not a whole {kind} file ({error}): write it again with {how}."
         ) from error
 
 
@@ -137,21 +143,19 @@ def _row_blocks(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> I
     member.read(1)  # at its end the archive's checksum is compared
 
 
-def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(member: IO[bytes]) -> Header:
     if np.lib.format.read_magic(member) == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
+        return Header(*np.lib.format.read_array_header_1_0(member))
     start = member.tell()
     length = int.from_bytes(member.read(4), "little")
     if length > _MOST_HEADER:  # NumPy would make room for it first
         raise ValueError(f"its header claims to have {length} bytes")
     member.seek(start)
-    return np.lib.format.read_array_header_2_0(member)
+    return Header(*np.lib.format.read_array_header_2_0(member))
 
 
-def _check_member(
-    archive: zipfile.ZipFile, name: str, path: Path
-) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of one array, from its header alone, once it is known to be usable."""
+def _check_member(archive: zipfile.ZipFile, name: str, path: Path) -> Header:
+    """Read the header of one array, and refuse what can't be used."""
     members = archive.namelist()
     if f"{name}.npy" not in members:
         held = ", ".join(repr(member.removesuffix(".npy")) for member in members) or "nothing"
@@ -160,19 +164,19 @@ def _check_member(
             "Write it with numpy.savez(path, x=..., y=...)."
         )
     with archive.open(f"{name}.npy") as member:
-        shape, fortran, dtype = _read_header(member)
-        header_bytes = member.tell()
-    held_bytes = archive.getinfo(f"{name}.npy").file_size - header_bytes
-    _check_array(f"{path}: {name!r}", shape, dtype, held_bytes)
-    if fortran and len(shape) > 1 and held_bytes > MOST_AT_ONCE:
+        header = _read_header(member)
+        held_bytes = archive.getinfo(f"{name}.npy").file_size - member.tell()
+    _check_array(f"{path}: {name!r}", header, held_bytes)
+    if header.fortran and len(header.shape) > 1 and held_bytes > MOST_AT_ONCE:
         raise DataError(
             f"{path}: {name!r} has {held_bytes} bytes in Fortran's order, its rows scattered: at "
             f"most {MOST_AT_ONCE} can be read so. Write it as numpy.ascontiguousarray(...)."
         )
-    return shape, dtype
+    return header
 
 
-def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) -> None:
+def _check_array(what: str, header: Header, held: int) -> None:
+    shape, _, dtype = header
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataError(
             f"{what} has dtype {dtype}: use booleans, integers or floats of at most 64 bits."
@@ -194,12 +198,3 @@ def _check_array(what: str, shape: tuple[int, ...], dtype: np.dtype, held: int) 
             f"{what} of shape {shape} has rows of {declared // shape[0]} bytes: at most "
             f"{MOST_AT_ONCE} can be read; the first dimension is the rows, check it."
         )
-
-
-def _broken_npz(path: Path, error: BaseException) -> DataError:
-    if isinstance(error, MemoryError):
-        return DataError(f"{path} does not fit into memory: read it where there is more.")
-    return DataError(
-        f"{path} is not a whole .npz file ({error}): write it again with "
-        "numpy.savez(path, x=..., y=...)."
-    )

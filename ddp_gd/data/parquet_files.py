@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,23 +19,36 @@ _BLOCK_ROWS = 1 << 14
 _LONGEST_TEXT = 10_000  # bytes: a short file may repeat one in each of its rows
 
 
-def kinds_of(path: Path) -> dict[str, Kind]:
-    """What each column holds, by the file's schema; a kind of another name can't be used."""
-    try:
+def names_of(path: Path) -> list[str]:
+    """The column names; each is there once, and there is a row."""
+    with _explained(path):
         file = pq.ParquetFile(path)
         if file.metadata.num_rows == 0:
             raise DataError(f"{path} has no rows: add at least one.")
-        names = file.schema_arrow.names
-        if "" in names or len(set(names)) < len(names):
-            counts = Counter(names)
-            name = next(n for n in names if n == "" or counts[n] > 1)
+        names: list[str] = file.schema_arrow.names
+    for name, count in Counter(names).items():
+        if name == "" or count > 1:
             raise DataError(
                 f"{path} has more than one column called {name!r}, or columns without a name: give "
                 "each column its own name."
             )
-        return {column.name: _kind(column.type) for column in file.schema_arrow}
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}.") from error
+    return names
+
+
+def kinds_of(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Kind]:
+    """What columns hold, by the files' schemas; a kind of another name can't be used."""
+    kinds: dict[str, Kind] = {}
+    for path in paths:
+        with _explained(path):
+            found = {column.name: _kind(column.type) for column in pq.read_schema(path)}
+        kinds = kinds or found
+        if different := [name for name in kinds if found[name] != kinds[name]]:
+            name = different[0]
+            raise DataError(
+                f"{paths[0]} and {path} differ in column {name!r}, which is {kinds[name]} in one "
+                f"and {found[name]} in the other: write both alike."
+            )
+    return {name: kinds[name] for name in names}
 
 
 def _kind(kind: pa.DataType) -> Kind:
@@ -50,9 +64,11 @@ def _kind(kind: pa.DataType) -> Kind:
     return str(kind)  # type: ignore[return-value]
 
 
-def blocks(path: Path, kinds: dict[str, Kind]) -> Iterator[tuple[list[pa.Array], int]]:
+def blocks(
+    path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str
+) -> Iterator[tuple[list[pa.Array], int]]:
     """Read columns; yields some rows of each, and about how many bytes have been read."""
-    try:
+    with _explained(path):
         texts = [n for n, kind in kinds.items() if kind == "text"]
         file = pq.ParquetFile(path, read_dictionary=texts)  # each of them once
         total = file.metadata.num_rows
@@ -63,10 +79,6 @@ def blocks(path: Path, kinds: dict[str, Kind]) -> Iterator[tuple[list[pa.Array],
             columns = [_column(path, n, kind, batch.column(n)) for n, kind in kinds.items()]
             if len(batch):
                 yield columns, size * done // total
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}.") from error
 
 
 def _column(path: Path, name: str, kind: Kind, column: pa.Array) -> pa.Array:
@@ -101,13 +113,13 @@ def _require_short(path: Path, name: str, texts: pa.Array) -> None:
         )
 
 
-def explain(path: Path, names: Sequence[str], remedy: str) -> None:
+def explain(path: Path, kinds: dict[str, Kind], may_miss: bool, remedy: str) -> None:
     """Raise the DataError that says which cells are missing or not finite."""
     bad = 0
     first = ""
     row = 0
-    for batch in pq.ParquetFile(path).iter_batches(_BLOCK_ROWS, columns=names):
-        for name in names:
+    for batch in pq.ParquetFile(path).iter_batches(_BLOCK_ROWS, columns=list(kinds)):
+        for name in kinds:
             column = batch.column(name)
             wrong = column.is_null().to_numpy(zero_copy_only=False)
             if pa.types.is_floating(column.type):
@@ -126,6 +138,16 @@ def explain(path: Path, names: Sequence[str], remedy: str) -> None:
             f"{path}: {count} missing or not finite; the first, {first}. Replace it, or remove "
             f"the row or column. Missing ones: {remedy}."
         )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        raise DataError(f"{path} is not a whole Parquet file: {_short(error)}.") from error
 
 
 def _short(error: BaseException) -> str:

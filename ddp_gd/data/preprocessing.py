@@ -42,15 +42,7 @@ class Preprocessing:
         categories: Mapping[int, Sequence[str]],
         occurring: Mapping[int, np.ndarray],
     ) -> Preprocessing:
-        """Sort the categories.
-
-        Args:
-            names: of the raw columns.
-            normalizer: of the columns of numbers.
-            missing: whether some of these are NaN.
-            categories: texts by place and number.
-            occurring: whether each of these occurs in the training rows.
-        """
+        """Sort the texts, by place and number, that occur in the training rows."""
         texts, numbers = {}, {}
         for place, all_texts in categories.items():
             where = np.flatnonzero(occurring[place]).tolist()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -14,33 +14,10 @@ import pyarrow.compute as pc
 
 from ddp_gd.data import csv_files, parquet_files
 from ddp_gd.data.csv_files import BOOLEANS, Kind
+from ddp_gd.data.request import Request
 from ddp_gd.errors import DataError
 
 MOST_CATEGORIES = 10_000  # of a column: one feature each
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be read of a table.
-
-    Attributes:
-        features: columns, in this order; None for all but the others named here.
-        target: columns to predict; none where there is nothing to predict yet.
-        sample_weight: column of each row's weight, or None.
-        categorical: columns to take as categories although they hold numbers.
-        missing: `"error"`, `"drop"` rows with a missing cell, or `"mean"`: missing numbers among
-            the features become NaN, for their training mean to be put there.
-        kinds: of some columns, where they are known already.
-        remedy: what to do about missing cells, for the message.
-    """
-
-    features: tuple[str, ...] | None = None
-    target: tuple[str, ...] = ()
-    sample_weight: str | None = None
-    categorical: tuple[str, ...] = ()
-    missing: Literal["error", "drop", "mean"] = "error"
-    kinds: tuple[tuple[str, Kind], ...] = ()
-    remedy: str = "Fill in, or give missing='drop' or missing='mean'"
 
 
 @dataclass
@@ -49,7 +26,7 @@ class Table:
 
     Attributes:
         paths: the files, in order.
-        wanted: as given.
+        request: for them.
         names: the columns that are read: features, then targets, then the weight.
         features: how many of these are features.
         kinds: of each column that is read.
@@ -59,7 +36,7 @@ class Table:
     """
 
     paths: Sequence[Path]
-    wanted: Wanted
+    request: Request
     names: list[str]
     features: int
     kinds: dict[str, Kind]
@@ -83,29 +60,21 @@ class Table:
             DataError: naming the file, the place and the value.
         """
         before = 0
+        kinds = {name: self.kinds[name] for name in self.names}
         for path in self.paths:
-            kinds = {name: self.kinds[name] for name in self.names}
-            read = (
-                csv_files.blocks(path, kinds, self._may_miss, self.wanted.remedy)
-                if is_csv(path)
-                else parquet_files.blocks(path, kinds)
-            )
+            read = _reader(path).blocks(path, kinds, self._may_miss, self.request.remedy)
             for columns, position in read:
-                block = self._numbers(columns, path)
-                yield block, before + position
+                yield self._numbers(columns, path), before + position
             before += path.stat().st_size
 
     @property
     def _may_miss(self) -> bool:
-        return self.wanted.missing != "error"
+        return self.request.missing != "error"
 
     def _explain(self, path: Path) -> None:
         """Raise the DataError that says what is wrong with a file, if a second pass finds it."""
-        if is_csv(path):
-            kinds = {name: self.kinds[name] for name in self.names}
-            csv_files.explain(path, kinds, self._may_miss, self.wanted.remedy)
-        else:
-            parquet_files.explain(path, self.names, self.wanted.remedy)
+        kinds = {name: self.kinds[name] for name in self.names}
+        _reader(path).explain(path, kinds, self._may_miss, self.request.remedy)
 
     def _numbers(self, columns: list[pa.Array], path: Path) -> np.ndarray:
         """One block; shape (rows, columns)."""
@@ -147,11 +116,11 @@ class Table:
     def _without_missing(
         self, columns: list[pa.Array], missing: np.ndarray, path: Path
     ) -> list[pa.Array]:
-        """The rows that are kept; see `Wanted.missing`."""
-        if self.wanted.missing == "error":
+        """The rows that are kept; see `Request.missing`."""
+        if self.request.missing == "error":
             self._explain(path)
-            raise DataError(f"{path} has missing cells. {self.wanted.remedy}.")
-        if self.wanted.missing == "drop":
+            raise DataError(f"{path} has missing cells. {self.request.remedy}.")
+        if self.request.missing == "drop":
             kept = ~missing.any(axis=1)
             self.dropped += int((~kept).sum())
             return [column.filter(pa.array(kept)) for column in columns]
@@ -182,29 +151,27 @@ class Table:
         return numbers[coded.indices.to_numpy(zero_copy_only=False)]
 
 
-def is_csv(path: Path) -> bool:
-    """Tell a CSV file from a Parquet file by its name."""
-    return path.suffix.lower() == ".csv"
+def names_of(path: Path) -> list[str]:
+    """The columns of a file."""
+    names: list[str] = _reader(path).names_of(path)
+    return names
 
 
-def open_table(paths: Sequence[Path], wanted: Wanted) -> Table:
-    """Look at the columns of files, and at what is wanted of them.
+def _reader(path: Path) -> ModuleType:
+    return csv_files if path.suffix.lower() == ".csv" else parquet_files
+
+
+def open_table(paths: Sequence[Path], request: Request) -> Table:
+    """Look at the columns of files of one kind, and at what is wanted of them.
 
     Raises:
         DataError: a file can't be read, the files have different columns, or a wanted column is not
             there.
     """
-    if is_csv(paths[0]):
-        header, _ = csv_files.read_header(paths[0])
-        kinds: dict[str, Kind] = {}
-    else:
-        kinds = parquet_files.kinds_of(paths[0])
-        header = list(kinds)
-    names, features = _choose(header, wanted, paths[0])
+    header = names_of(paths[0])
+    names, features = _choose(header, request, paths[0])
     for path in paths[1:]:
-        other = (
-            csv_files.read_header(path)[0] if is_csv(path) else list(parquet_files.kinds_of(path))
-        )
+        other = names_of(path)
         if other != header:
             missing = [n for n in header if n not in other] or [n for n in other if n not in header]
             difference = f"{missing[0]!r} is in one only" if missing else "their order differs"
@@ -212,36 +179,31 @@ def open_table(paths: Sequence[Path], wanted: Wanted) -> Table:
                 f"{paths[0]} and {path} have different columns ({difference}): give files with the "
                 "same columns in the same order."
             )
-        if not is_csv(path) and (theirs := parquet_files.kinds_of(path)) != kinds:
-            name = next(n for n in header if theirs[n] != kinds[n])
-            raise DataError(
-                f"{paths[0]} and {path} differ in column {name!r}, which is {kinds[name]} in one "
-                f"and {theirs[name]} in the other: write both alike."
-            )
-    if is_csv(paths[0]):
-        kinds = csv_files.kinds_of(paths[0], names)
-    kinds = {n: "text" if n in wanted.categorical else kinds[n] for n in names} | dict(wanted.kinds)
-    if wanted.sample_weight and kinds[wanted.sample_weight] != "number":
-        raise DataError(f"{paths[0]}: the weights in {wanted.sample_weight!r} are not numbers.")
-    if len(wanted.target) > 1 and any(kinds[n] != "number" for n in wanted.target):
-        named = next(n for n in wanted.target if kinds[n] != "number")
+    kinds: dict[str, Kind] = _reader(paths[0]).kinds_of(paths, names)
+    kinds = {n: "text" if n in request.categorical else kinds[n] for n in names} | dict(
+        request.kinds
+    )
+    if request.sample_weight and kinds[request.sample_weight] != "number":
+        raise DataError(f"{paths[0]}: the weights in {request.sample_weight!r} are not numbers.")
+    if len(request.target) > 1 and any(kinds[n] != "number" for n in request.target):
+        named = next(n for n in request.target if kinds[n] != "number")
         raise DataError(
             f"{paths[0]}: of several targets, {named!r} is text: classes can be predicted for one "
             "target only."
         )
-    return Table(paths, wanted, names, features, kinds)
+    return Table(paths, request, names, features, kinds)
 
 
-def _choose(header: list[str], wanted: Wanted, path: Path) -> tuple[list[str], int]:
+def _choose(header: list[str], request: Request, path: Path) -> tuple[list[str], int]:
     """The columns to read, and how many of them are features."""
     columns = ", ".join(map(repr, header[:30])) + (", ..." if len(header) > 30 else "")
-    others = [*wanted.target, *([wanted.sample_weight] if wanted.sample_weight else [])]
-    for name in [*others, *wanted.categorical, *(wanted.features or ())]:
+    others = [*request.target, *([request.sample_weight] if request.sample_weight else [])]
+    for name in [*others, *request.categorical, *(request.features or ())]:
         if name not in header:
             raise DataError(f"{path} has no column {name!r}; its columns are {columns}.")
     features = [n for n in header if n not in others]
-    if wanted.features is not None:
-        features = list(wanted.features)
+    if request.features is not None:
+        features = list(request.features)
     chosen = [*features, *others]
     twice = sorted(name for name, count in Counter(chosen).items() if count > 1)
     if twice:
@@ -249,7 +211,7 @@ def _choose(header: list[str], wanted: Wanted, path: Path) -> tuple[list[str], i
             f"Column {twice[0]!r} of {path} was given two parts to play: a column is a feature, a "
             "target or a weight, once."
         )
-    stray = [n for n in wanted.categorical if n not in chosen]
+    stray = [n for n in request.categorical if n not in chosen]
     if stray:
         raise DataError(
             f"Column {stray[0]!r} is named as categorical, but not as a feature: name it there too."

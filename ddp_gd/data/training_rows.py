@@ -21,13 +21,7 @@ class TrainingRows:
 
     Every worker measures consecutive pieces of the rows; what they found is put together in an
     order that depends on the number of pieces alone. So the results have the same bits at any
-    number of workers.
-
-    Args:
-        communicator: the workers.
-        dataset: the data.
-        count: number of training rows.
-        rows: numbers in the data set of training rows.
+    number of workers. `rows` gives the numbers in the data set of training rows 0 to `count - 1`.
     """
 
     def __init__(
@@ -62,15 +56,10 @@ class TrainingRows:
     def normalizer(
         self, array: np.ndarray, places: Sequence[int] | None = None, names: Sequence[str] = ()
     ) -> Normalizer:
-        """Measure the columns of an array of the data set.
-
-        Args:
-            array: features or targets.
-            places: of the columns; None for all.
-            names: of them, for messages.
+        """Measure all columns of an array of the data set, or those in some places.
 
         Raises:
-            DataError: a column can't be measured.
+            DataError: a column can't be measured; it has one of the names.
         """
         take = self._reader(array, places)
         shift = some_value(take(slice(0, min(1000, self._count))))

@@ -247,5 +247,5 @@ def test_npz_that_claims_more_than_it_holds_is_not_allocated(tmp_path):
 
 def test_target_for_npz_is_refused(tmp_path):
     """A target name that a .npz file cannot honour is an error rather than ignored."""
-    with pytest.raises(DataError, match="target 'b' names a CSV column"):
+    with pytest.raises(DataError, match="target='b' names a CSV column"):
         ddp_gd.load(write_npz(tmp_path, x=ONE, y=ONE), target="b")

@@ -292,7 +292,7 @@ def test_newlines_within_quotes_anywhere(tmp_path, monkeypatch):
 
 def test_one_column_keeps_its_rows(tmp_path):
     """In a file of one column a blank line is a row with a missing cell, not none."""
-    request = Request(write(tmp_path, "a\n1\n\n2\n"), targets_needed=False)
+    request = Request((write(tmp_path, "a\n1\n\n2\n"),), targets_needed=False)
     with pytest.raises(DataError, match=r"column 'a', data row 2 \(line 3\), is empty. Fill in"):
         fetch(request)
     assert len(fetch(dataclasses.replace(request, missing="mean")).features) == 3
