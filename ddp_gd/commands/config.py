@@ -41,8 +41,8 @@ class TaskConfig:
     false, are taken so anyway: each text becomes a feature that is 0 or 1."""
 
     missing: Literal["error", "drop", "mean"] = "error"
-    """Of rows with missing cells: `drop` leaves them out, `mean` puts the mean of the training rows
-    in the place of a missing number."""
+    """Rows with missing cells: `drop` leaves them out, `mean` puts the mean of the training rows in
+    the place of a missing number, `error` refuses them."""
 
     model: str = "mlp"
     """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one
@@ -70,7 +70,7 @@ class TrainConfig(TaskConfig):
     """
 
     dtype: Literal["float64", "float32", "float16"] = "float64"
-    """In which the numbers of a .csv or .parquet file are kept."""
+    """Type in which the numbers of a .csv or .parquet file are kept."""
 
     cache: bool = True
     """Keep what such files are converted to for the next start (in $DDP_GD_CACHE, or
@@ -112,7 +112,7 @@ class TrainConfig(TaskConfig):
     rows' statistics. The saved model does it inside: it takes and gives the data's own units."""
 
     seed: int | None = None
-    """Of initial weights, split and order of rows, from 0 to 2**32 - 1; without it one is drawn."""
+    """Seed of initial weights, split and order of rows, from 0 to 2**32 - 1; default: drawn."""
 
     backend: Backend = "auto"
     """How workers exchange gradients: `auto` is Horovod where there are several, and mpi where
@@ -120,7 +120,7 @@ class TrainConfig(TaskConfig):
 
     checkpoint: str | None = None
     """Folder to save the training in, at the end of every epoch or as the next two options say, so
-    that it can be gone on with after a crash. It must be empty, unless --resume is given."""
+    that it can continue after a crash. It must be empty, unless --resume is given."""
 
     checkpoint_steps: int | None = None
     """Save after every so many updates."""
@@ -220,7 +220,7 @@ class ContrastConfig:
     runs/."""
 
     workers: int | None = None
-    """Of (b) and (c), where this process is alone; default: 4. A job has its own number."""
+    """Workers of (b) and (c), where this process is alone; default: 4. A job has its own number."""
 
     batch_size: int = 32
     """Rows of a global mini-batch of (a), (b) and (c); at least one for each worker."""
@@ -236,21 +236,18 @@ class ContrastConfig:
     rows."""
 
     every: int = 10
-    """Of (c): steps between two averagings of the workers' weights."""
+    """Steps between two averagings of the workers' weights, in (c)."""
 
     backend: Backend = "auto"
     """How workers exchange gradients, as in ddp_gd.train."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "seeds", "every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{_option(name)} is {getattr(self, name)}; it must be at least 1."
-                )
+        TrainConfig(epochs=self.epochs, lr=self.lr)  # checks these
+        for name in ("seeds", "every"):
+            if (number := getattr(self, name)) < 1:
+                raise ConfigError(f"--{name} is {number}; it must be at least 1.")
         if self.workers is not None and self.workers < 2:
             raise ConfigError(f"--workers is {self.workers}; there must be 2 or more to contrast.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"--lr is {self.lr}; it must be a number above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +281,7 @@ class StudyConfig(TaskConfig):
     """`linear`, `mlp`, or path/to/file.py:function, which returns a model that isn't compiled."""
 
     seed: int = 0
-    """Of initial weights, split and order of rows: the same in every training."""
+    """Seed of initial weights, split and order of rows: the same in every training."""
 
     def __post_init__(self) -> None:
         for name in ("batch_sizes", "lr", "optimizers", "workers"):

@@ -140,7 +140,7 @@ def save(model: keras.Model, path: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `save` wrote about a model; nothing for a model that was saved by something else.
+    """Read what `save` wrote about a model: nothing, if something else saved it.
 
     Raises:
         ModelError: it is not a `.keras` file.

@@ -150,7 +150,7 @@ def _predict(model: keras.Model, x: Any, config: PredictConfig) -> np.ndarray:
 
 
 def _ignore(predictions: np.ndarray) -> None:
-    """What other workers than rank 0 do with them."""
+    """Drop the predictions, as all workers but rank 0 do."""
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def choose(out: str | None, resume: bool = False) -> Path:
 
 
 def _is_free(folder: Path, resume: bool) -> bool:
-    """Whether a folder holds only what this run's workers print (launch/cpu_mpi.sh).
+    """Tell whether a folder holds only what this run's workers print (launch/cpu_mpi.sh).
 
     With `resume` it may hold parts of results that were never finished, too.
     """

@@ -1,4 +1,4 @@
-"""What the main job says and leaves behind."""
+"""Output of the train command: what it prints, and the files it leaves."""
 
 from __future__ import annotations
 
@@ -32,14 +32,7 @@ Final = Mapping[str, Mapping[str, float] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What is trained on what, by whom.
-
-    Attributes:
-        config: the command line.
-        task: the data and the model that it names.
-        communicator: the workers.
-        folder: where the results go.
-    """
+    """What is trained on what, by whom; and the folder that the results go to."""
 
     config: TrainConfig
     task: Task
@@ -48,17 +41,17 @@ class Experiment:
 
     @property
     def normalized_targets(self) -> bool:
-        """Whether the model predicts normalised targets."""
+        """Tell whether the model predicts normalised targets."""
         return self.task.y_scaling is not None
 
     @property
     def unit(self) -> str:
-        """What the losses of the epochs are."""
+        """The name of what is minimised, for axes and tables."""
         return "loss (of normalised targets)" if self.normalized_targets else "loss"
 
 
 def with_folder(experiment: Experiment) -> Experiment:
-    """The same with its folder made now, for what is written while it trains."""
+    """Make the folder now, for what is written while it trains."""
     with result_folder.explained(experiment.folder):
         folder = result_folder.make(experiment.folder, experiment.config.resume)
         return dataclasses.replace(experiment, folder=folder)
@@ -191,7 +184,7 @@ def _target(experiment: Experiment) -> str:
 
 
 def _about(experiment: Experiment, model: keras.Model) -> dict[str, Any]:
-    """What the saved model takes and gives, for `python -m ddp_gd.predict`."""
+    """Describe what the saved model takes and gives, for `python -m ddp_gd.predict`."""
     dataset = experiment.task.dataset
     loss = model.loss if isinstance(model.loss, str) else _name(model.loss)
     names = dataset.class_names

@@ -91,7 +91,7 @@ class Task:
 
     @property
     def is_classification(self) -> bool:
-        """Whether the targets are classes."""
+        """Tell whether the targets are classes."""
         return self.loss in _CLASS_LOSSES
 
     def data_in_own_units(self) -> dict[str, Part]:

@@ -99,7 +99,7 @@ def _saved_seed(
 
 
 def _about(task: Task, config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint holds beside the training: the options and the normalisation."""
+    """Collect what a checkpoint holds beside the training: the options and the normalisation."""
     about: dict[str, Any] = {"config": dataclasses.asdict(config)}
     scalings = {"features": task.preprocessing.normalizer, "targets": task.y_scaling}
     for name, normalizer in scalings.items():

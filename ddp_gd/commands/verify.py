@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def bitwise(self) -> bool:
-        """Whether it promised equal bits."""
+        """Tell whether it promised equal bits."""
         return bool(self.start.get("bitwise"))
 
 
@@ -202,7 +202,7 @@ def _parting(run: Outcome, other: Outcome, tolerance: float) -> tuple[dict[str, 
 
 
 def _causes(run: Outcome, other: Outcome, started: bool) -> Iterator[str]:
-    """What is known to make two trainings part, and was there."""
+    """Name what is known to make two trainings part, and was there."""
     found = 0
     for name, value in run.start["facts"].items():
         theirs = other.start["facts"][name]

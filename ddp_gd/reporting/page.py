@@ -10,7 +10,7 @@ import base64
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jinja2
@@ -47,7 +47,7 @@ class Section:
     texts: Sequence[str] = ()
     commands: Sequence[str] = ()
     figures: Sequence[Picture] = ()
-    tables: Sequence[PageTable] = field(default_factory=tuple)
+    tables: Sequence[PageTable] = ()
 
 
 def report(run: Run) -> str:
@@ -132,7 +132,7 @@ def _results(runs: Sequence[Run]) -> Section:
 
 
 def _times(runs: Sequence[Run]) -> Section:
-    """What the epochs of each run took."""
+    """Show what the epochs of each run took."""
     seconds = [[_seconds(epoch) for epoch in _epochs(run)] or [0.0] for run in runs]
     later = [statistics.median(s[1:] or s) for s in seconds]
     numbers = {
@@ -182,22 +182,18 @@ def _curves(runs: Sequence[Run]) -> Section:
                 if key in run.history:
                     dashed = part == "validation"
                     colour = number if len(runs) > 1 else int(dashed)
-                    curve = Curve(label + part, run.history[key], colour, dashed)
-                    curves.append(curve._replace(width=_width(number, runs)))
+                    width = _width(number, runs)
+                    values = run.history[key]
+                    curves.append(Curve(label + part, values, colour, dashed, width=width))
         units = {run.record["unit"] for run in runs}
         unit = units.pop() if name == "loss" and len(units) == 1 else name.replace("_", " ")
         figures.append(_picture(f"{name.capitalize()} after each epoch", curves, unit))
-    rates = [
-        Curve(
-            f"{number + 1}",
-            [epoch[0]["learning_rate"] for epoch in _epochs(run)],
-            number,
-            first=int(_epochs(run)[0][0]["epoch"]),
-            width=_width(number, runs),
-        )
-        for number, run in enumerate(runs)
-        if run.times
-    ]
+    rates = []
+    for number, run in enumerate(runs):
+        if epochs := [epoch[0] for epoch in _epochs(run)]:  # those of worker 0
+            values = [epoch["learning_rate"] for epoch in epochs]
+            first, width = int(epochs[0]["epoch"]), _width(number, runs)
+            rates.append(Curve(f"{number + 1}", values, number, first=first, width=width))
     if rates:
         figures.append(_picture("Learning rate at the end of each epoch", rates, "learning rate"))
     text = "Training values are means over an epoch while the weights change; validation values "
@@ -209,7 +205,7 @@ def _width(number: int, runs: Sequence[Run]) -> float:
 
 
 def _workers(run: Run) -> Section:
-    """Which rows of a step each worker computes."""
+    """Show which rows of a step each worker computes."""
     plan, workers = run.plan, run.record["workers"]
     steps = dict.fromkeys([0, plan.steps - 1])
     shares = {step: [plan.share(step, w, workers) for w in range(workers)] for step in steps}
@@ -244,7 +240,7 @@ _TIME_TEXT = (
 
 
 def _time(run: Run) -> Section:
-    """How each worker spent an epoch."""
+    """Show how each worker spent an epoch."""
     epochs = _epochs(run)
     if not epochs:
         return Section("Time", ["No epoch was trained: the training had ended when it was saved."])

@@ -1,4 +1,4 @@
-"""What all pictures share: colours and marks that colour-blind eyes tell apart, in print too."""
+"""The look of all pictures: colours and marks that colour-blind eyes tell apart, in print too."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def colour(number: int) -> str:
-    """Of curve `number`, from 0; they come again after the last one, as the marks do."""
+    """The colour of curve `number`, from 0; after the last one the first comes again."""
     return COLOURS[number % len(COLOURS)]
 
 
 def marker(number: int) -> str:
-    """Of curve `number`, from 0."""
+    """The mark of curve `number`, from 0."""
     return MARKERS[number % len(MARKERS)]
 
 

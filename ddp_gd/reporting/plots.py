@@ -14,23 +14,14 @@ from ddp_gd.reporting import plot_style
 
 
 class Curve(NamedTuple):
-    """A number after each epoch.
-
-    Attributes:
-        label: for the legend.
-        values: of one epoch after the other; what is not finite is left out.
-        number: of the colour, from 0.
-        dashed: drawn as validation is.
-        first: the epoch of the first value.
-        width: of the line; wide ones can be seen behind narrow ones that lie on them.
-    """
+    """A number after each epoch."""
 
     label: str
-    values: Sequence[float]
-    number: int = 0
-    dashed: bool = False
-    first: int = 1
-    width: float = 1.5
+    values: Sequence[float]  # of one epoch after the other; what is not finite is left out
+    number: int = 0  # of the colour
+    dashed: bool = False  # as validation is
+    first: int = 1  # the epoch of the first value
+    width: float = 1.5  # wide ones can be seen behind narrow ones that lie on them
 
 
 def draw_losses(history: Mapping[str, Sequence[float]], path: Path, unit: str) -> None:

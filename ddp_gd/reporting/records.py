@@ -38,21 +38,14 @@ TIMES = ("epoch", "worker", "learning_rate", "seconds", *PARTS)  # columns of ti
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
-
-    Attributes:
-        folder: its results.
-        record: config.json.
-        history: loss and metrics after each epoch; what isn't one number an epoch is left out.
-        times: a row for each epoch and worker: `epoch`, `worker`, `learning_rate`, `seconds`, and
-            the parts of these (see `times.Times`). Of a training that went on with a saved one,
-            only the epochs since then.
-        plan: the steps of an epoch.
-    """
+    """The records of one training."""
 
     folder: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any]  # config.json
+    # Loss and metrics after each epoch; what isn't one number an epoch is left out.
     history: Mapping[str, list[float]]
+    # A row of times.csv for each epoch and worker, see `times.Times`. Of a training that went on
+    # with a saved one, only the epochs since then.
     times: list[Mapping[str, float]]
     plan: Plan
 

@@ -110,7 +110,7 @@ def _train(
 def _about(
     config: ContrastConfig, setup: Setup, validation: Examples, communicator: Communicator
 ) -> dict[str, Any]:
-    """What contrast.json says of all trainings."""
+    """Say what all trainings have in common, for contrast.json."""
     rows = len(setup.training.x)
     return {
         "command": shlex.join(["python", "-m", "ddp_gd.contrast", *sys.argv[1:]]),

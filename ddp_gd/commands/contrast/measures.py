@@ -1,4 +1,4 @@
-"""What `python -m ddp_gd.contrast` tells of trainings: losses, distances between weights, noise."""
+"""Losses, distances between weights and gradient noise: what contrast measures."""
 
 from __future__ import annotations
 
@@ -25,21 +25,13 @@ _DRAWS = 400  # mini-batches of each size
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """One of the ways to train.
+    """One of the ways to train."""
 
-    Attributes:
-        name: of its trajectory.
-        title: in a few words.
-        updates: of each worker that makes its own, else of the one model.
-        rows: of one update, on average where the shares of a mini-batch are uneven.
-        models: how many there are at the end.
-    """
-
-    name: str
+    name: str  # in contrast.json
     title: str
-    updates: tuple[int, ...]
-    rows: float
-    models: int = 1
+    updates: tuple[int, ...]  # of each worker that makes its own, else of the one model
+    rows: float  # of one update, on average where the shares of a mini-batch are uneven
+    models: int = 1  # how many there are at the end
 
 
 def all_schemes(setup: Setup, every: int) -> list[Scheme]:
@@ -118,7 +110,7 @@ def _relative(models: np.ndarray, other: np.ndarray) -> list[float]:
 
 
 def summary(scheme: Scheme, seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the trainings of all seeds came to, and the first seed's on its way.
+    """Sum up the trainings of all seeds, and keep the first seed's curves.
 
     Args:
         scheme: how they were trained.
@@ -176,7 +168,7 @@ def of_noise(
 
 
 def finite(record: Any) -> Any:
-    """The same with None for every number that is not finite: JSON has no others."""
+    """Copy a record with None for every number that is not finite: JSON has no others."""
     if isinstance(record, Mapping):
         return {name: finite(value) for name, value in record.items()}
     if isinstance(record, (list, tuple)):

@@ -1,4 +1,4 @@
-"""How far the gradient of a random mini-batch is from that of all rows."""
+"""The distance of a random mini-batch's gradient from that of all rows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measured(gradients: np.ndarray, batch_size: int, draws: int, seed: int = 0) 
 
 
 def expected(gradients: np.ndarray, batch_size: int) -> float:
-    """What `measured` tends to with many draws: s sqrt((n - B) / ((n - 1) B)).
+    """The limit of `measured` for many draws: s sqrt((n - B) / ((n - 1) B)).
 
     s is `measured` for single rows, n the number of rows and B the batch size: the standard error
     of a mean that is drawn without replacement (Cochran, Sampling Techniques, 1977, theorem 2.2).

@@ -55,7 +55,7 @@ def _draw_losses(axes: Axes, record: Mapping[str, Any]) -> None:
 
 
 def _draw_distances(axes: Axes, record: Mapping[str, Any]) -> None:
-    """Of the workers of (b) and (c), and of (a) where several workers made it."""
+    """Draw how far apart the workers of (b) and (c) are, and those of (a) if there are several."""
     schemes = dict(_schemes(record))
     for name, colour in (("independent", _B), ("local_sgd", _C), ("averaged", _A)):
         title, seed = schemes[name]["title"], schemes[name]["first_seed"]
@@ -99,7 +99,7 @@ def _draw_ends(axes: Axes, record: Mapping[str, Any]) -> None:
 
 
 def _draw_noise(axes: Axes, noise: Mapping[str, Any]) -> None:
-    """As measured, as it must be, and as it would be without an end of the rows."""
+    """Draw the noise as measured, as it must be, and as it would be with endless rows."""
     sizes = _array(noise["batch_size"])
     some = sizes < sizes[-1]  # all rows have no noise: nowhere on a logarithmic axis
     fine = np.geomspace(1, sizes[some][-1], 100)
@@ -127,5 +127,5 @@ def _schemes(record: Mapping[str, Any]) -> Any:
 
 
 def _array(values: Any) -> np.ndarray:
-    """As floats; what was not finite, None in the record, is NaN and not drawn."""
+    """Convert to floats; what was not finite, None in the record, is NaN and not drawn."""
     return np.array(values, float)

@@ -43,23 +43,14 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What all of the trainings have in common.
-
-    Attributes:
-        training: what is trained on.
-        batch_size: rows of a global mini-batch.
-        epochs: passes over the rows.
-        lr: learning rate of every update.
-        workers: how many there are, or are simulated.
-        hidden: units of each hidden layer of the model.
-    """
+    """What all of the trainings have in common."""
 
     training: Examples
-    batch_size: int
+    batch_size: int  # rows of a global mini-batch
     epochs: int
-    lr: float
-    workers: int
-    hidden: tuple[int, ...] = (64, 64)
+    lr: float  # of every update
+    workers: int  # how many there are, or are simulated
+    hidden: tuple[int, ...] = (64, 64)  # units of each hidden layer of the model
 
     def __post_init__(self) -> None:
         self.plan(seed=0)  # a batch size that can't be used is refused before anything is trained
@@ -75,13 +66,13 @@ class Setup:
 
     @property
     def points(self) -> np.ndarray:
-        """After how many steps the weights are kept: int64, from 0 to `steps`."""
+        """The numbers of steps after which weights are kept: int64, from 0 to `steps`."""
         every = -(-self.steps // _POINTS)
         return np.union1d(np.arange(0, self.steps, every), self.epoch_ends)
 
     @property
     def epoch_ends(self) -> np.ndarray:
-        """How many steps end each epoch, and 0: int64, shape (epochs + 1,)."""
+        """The number of steps made by the end of each epoch, and 0: int64, shape (epochs + 1,)."""
         return np.arange(self.epochs + 1) * self.plan(0).steps
 
     def model(self, seed: int) -> keras.Model:
@@ -97,23 +88,14 @@ class Setup:
 
 
 class Trajectory(NamedTuple):
-    """The weights of one or more models on their way through a training.
+    """The weights of one or more models on their way through a training."""
 
-    Attributes:
-        steps: after how many steps of (a), or after the same rows: int64, shape (points,).
-        weights: float32, shape (models, points, weights).
-    """
-
-    steps: np.ndarray
-    weights: np.ndarray
+    steps: np.ndarray  # of (a) behind, or as many rows: int64, shape (points,)
+    weights: np.ndarray  # float32, shape (models, points, weights)
 
 
 class Weights:
-    """A model whose weights are set and read as one vector.
-
-    Args:
-        model: compiled, all of its weights trainable.
-    """
+    """A compiled model whose weights, all trainable, are set and read as one vector."""
 
     def __init__(self, model: keras.Model):
         self.model = model
@@ -123,7 +105,7 @@ class Weights:
         return np.concatenate([np.ravel(w) for w in self.model.get_weights()])
 
     def set(self, vector: np.ndarray) -> None:
-        """Be a model with these weights; the order is that of `get`."""
+        """Give the model these weights, in the order of `get`."""
         shapes = [w.shape for w in self.model.weights]
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
         parts = np.split(vector, ends[:-1])

@@ -1,4 +1,4 @@
-"""What a study found."""
+"""Pictures of what a study found."""
 
 from __future__ import annotations
 

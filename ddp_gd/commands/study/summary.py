@@ -1,4 +1,4 @@
-"""What a study found, in words and numbers."""
+"""Tables and sentences about what a study found."""
 
 from __future__ import annotations
 

@@ -44,27 +44,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How one training went.
-
-    Attributes:
-        trial: what was trained.
-        rows: observations in the training data.
-        updates: in one epoch.
-        diverged: why it was stopped: a loss or gradient that is not finite; or empty.
-        loss: after each epoch: the mean over its mini-batches.
-        val_loss: after each epoch, empty without validation.
-        seconds: of each epoch, without validation. The first includes building graphs.
-        fingerprint: of the weights at the end.
-    """
+    """The course of one training."""
 
     trial: Trial
-    rows: int
-    updates: int
-    diverged: str
-    loss: list[float]
-    val_loss: list[float]
-    seconds: list[float]
-    fingerprint: str
+    rows: int  # observations in the training data
+    updates: int  # in one epoch
+    diverged: str  # why it was stopped: a loss or gradient that is not finite; or empty
+    loss: list[float]  # after each epoch, the mean over its mini-batches
+    val_loss: list[float]  # after each epoch; empty without validation
+    seconds: list[float]  # of each epoch, without validation; the first includes building graphs
+    fingerprint: str  # of the weights at the end
 
     @property
     def batch_rows(self) -> int:
@@ -103,7 +92,7 @@ def trials(options: StudyConfig, workers: Sequence[int]) -> list[Trial]:
 
 
 def setting(options: StudyConfig) -> dict[str, Any]:
-    """What all trainings have in common."""
+    """Collect what all trainings have in common."""
     common = {k: v for k, v in dataclasses.asdict(options).items() if k not in (*AXES, "out")}
     if ".py:" in options.model:
         path = Path(options.model.rpartition(":")[0])
