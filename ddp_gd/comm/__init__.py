@@ -12,8 +12,6 @@ from ddp_gd.comm import environment
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError, LaunchError
 
-__all__ = ["Communicator", "open_communicator"]
-
 _BACKENDS = {
     "horovod": "HorovodCommunicator",
     "mpi": "MpiCommunicator",

@@ -10,14 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import (
-    ConfigError,
-    MismatchError,
-)
+from ddp_gd.errors import ConfigError, MismatchError
+
+_DIFFERENCES = 8  # so many are named
 
 
 def shared_seed(communicator: Communicator, seed: int | None) -> int:
-    """The seed that was given, or one that rank 0 draws from NumPy's global generator."""
+    """Return the seed that was given, or one that rank 0 draws from NumPy's global generator."""
     if seed is not None:
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1.")
@@ -35,11 +34,8 @@ def any_worker(communicator: Communicator, flag: bool) -> bool:
 
 
 def from_rank_0(communicator: Communicator, number: int) -> int:
-    """Rank 0's number, on every worker."""
+    """Return rank 0's number, on every worker."""
     return int(communicator.broadcast([tf.constant(number, tf.int64)])[0])
-
-
-_DIFFERENCES = 8  # so many are named
 
 
 def gather_json(communicator: Communicator, value: Any) -> list[Any]:

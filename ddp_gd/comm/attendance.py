@@ -1,4 +1,4 @@
-"""How far a worker has come with the collectives, for the other workers to know (watch.py)."""
+"""How far a worker has come with the collectives, for the other workers to know (`job.watch`)."""
 
 from __future__ import annotations
 

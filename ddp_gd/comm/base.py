@@ -15,7 +15,7 @@ Tensor = Any  # tf.Tensor; TensorFlow ships no types
 
 
 class Board(Protocol):
-    """Small messages between the workers beside the collectives, see `comm/board.py`."""
+    """Small messages between the workers beside the collectives, see `comm.board`."""
 
     hosts: list[str]
     first: list[list[int]]
@@ -105,8 +105,8 @@ class Communicator(Protocol):
             deterministic: whether TensorFlow's operations are: its own clock isn't among them.
 
         Returns:
-            What tells how many seconds this worker has spent in them so far, from when its own
-            tensors were there to when the result was: waiting for the other workers included.
+            A function: how many seconds this worker has spent in them so far, from when its own
+            tensors were there to when the result was, waiting for the other workers included.
         """
         ...
 

@@ -69,14 +69,7 @@ class MpiBoard:
 
 
 def open_board(message: Sequence[int]) -> MpiBoard | None:
-    """Open a board, where the MPI at hand allows one.
-
-    Args:
-        message: this worker's first one; all have as many numbers.
-
-    Returns:
-        None where MPI isn't running, or doesn't offer MPI_THREAD_MULTIPLE.
-    """
+    """Open a board; None where MPI isn't running, or doesn't offer MPI_THREAD_MULTIPLE."""
     if not MPI.Is_initialized() or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         return None
     return MpiBoard(message)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ _CPU_DEFAULTS = {
     **_YIELD,
     # Its default of 1 ms is the floor of a small step.
     "HOROVOD_CYCLE_TIME": "0",
-    # Small tensors come in one buffer already (tensors.py); large ones would only be copied into
+    # Small tensors come in one buffer already (`tensors`); large ones would only be copied into
     # Horovod's buffer, which takes up to 128 MB.
     "HOROVOD_FUSION_THRESHOLD": "0",
 }
@@ -94,10 +93,9 @@ def launcher_settings(folder: str, mpirun: str) -> dict[str, str]:
     return settings
 
 
-def of_a_new_job(mpirun: str) -> dict[str, str]:
-    """Return this process's variables for a job that it starts, as if it were in none itself."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(_TOLD)}
-    return launcher_settings(sys.prefix, mpirun) | outside
+def outside_of_a_job() -> dict[str, str]:
+    """Return this process's variables without what says that it is part of a job."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_TOLD)}
 
 
 def set_cpu_defaults() -> None:

@@ -12,10 +12,10 @@ since Horovod agrees on fewer names and needs no fusion buffer of its own.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -43,20 +43,10 @@ class HorovodCommunicator:
         """Sum each tensor over all workers; one Horovod op for each flat buffer."""
 
         def exchange(*flats: Tensor) -> list[Tensor]:
-            return [
-                hvd.allreduce(
-                    flat,
-                    op=hvd.Sum,
-                    name=f"ddp_gd_allreduce_{flat.dtype.name}_{number}",
-                    ignore_name_scope=True,
-                )
-                for number, flat in enumerate(flats)
-            ]
+            return _for_each(flats, hvd.allreduce, "allreduce", op=hvd.Sum)
 
         return as_flat_buffers(
-            tensors,
-            SUM_DTYPES,
-            lambda *flats: self._order.run(exchange, *flats, overlapping=True),
+            tensors, SUM_DTYPES, lambda *flats: self._order.run(exchange, *flats, overlapping=True)
         )
 
     def allgather(self, tensor: Tensor) -> Tensor:
@@ -82,15 +72,7 @@ class HorovodCommunicator:
         """Return rank 0's tensors on every worker; one Horovod op for each flat buffer."""
 
         def exchange(*flats: Tensor) -> list[Tensor]:
-            return [
-                hvd.broadcast(
-                    flat,
-                    root_rank=0,
-                    name=f"ddp_gd_broadcast_{flat.dtype.name}_{number}",
-                    ignore_name_scope=True,
-                )
-                for number, flat in enumerate(flats)
-            ]
+            return _for_each(flats, hvd.broadcast, "broadcast", root_rank=0)
 
         return as_flat_buffers(
             tensors, MOVE_DTYPES, lambda *flats: self._order.run(exchange, *flats)
@@ -119,7 +101,16 @@ class HorovodCommunicator:
         """Open a board over the MPI that Horovod uses; None where it uses Gloo."""
         if not hvd.mpi_enabled():
             return None
-        # Not above: mpi4py would start an MPI that nobody asked for.
-        board = importlib.import_module("ddp_gd.comm.board")
-        opened: Board | None = board.open_board(message)
-        return opened
+        from ddp_gd.comm import board  # not above: mpi4py would start an MPI nobody asked for
+
+        return board.open_board(message)
+
+
+def _for_each(
+    flats: Sequence[Tensor], collective: Callable[..., Tensor], name: str, **options: Any
+) -> list[Tensor]:
+    names = [f"ddp_gd_{name}_{flat.dtype.name}_{number}" for number, flat in enumerate(flats)]
+    return [
+        collective(flat, name=unique, ignore_name_scope=True, **options)
+        for flat, unique in zip(flats, names, strict=True)
+    ]

@@ -74,7 +74,7 @@ class MpiCommunicator:
             self._comm.Allgatherv(rows, [_checked(everything), counts * width])
             return everything
 
-        return as_movable(tensor, lambda rows: self._each(gather, [rows])[0])
+        return as_movable(tensor, lambda rows: self._call(gather, rows))
 
     def alltoall(self, tensor: Tensor, splits: Tensor) -> Tensor:
         """Send `splits[r]` rows to each rank r; concatenate what arrives, in the order of ranks."""

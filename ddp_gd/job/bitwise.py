@@ -88,10 +88,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "unknown"
-    entries: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        entries.setdefault(name.strip(), value.strip())
+    pairs = (line.partition(":") for line in reversed(lines))  # the first processor's are last
+    entries = {name.strip(): value.strip() for name, _, value in pairs}
     flags = " ".join(sorted(entries.get("flags", "").split()))
     digest = hashlib.sha256(flags.encode()).hexdigest()[:8]
     return f"{entries.get('model name', 'unknown')}, flags {digest}"

@@ -14,17 +14,22 @@ from ddp_gd.errors import DdpGdError, exit_status
 
 
 def end_job_on_exception(
-    rank: int, speaks: Callable[[], bool], abort: Callable[[int], object]
+    rank: int,
+    size: int,
+    abort: Callable[[int], object],
+    speaks: Callable[[], bool] | None = None,
 ) -> None:
-    """Let an exception that nobody catches on this worker end the job, and show it.
+    """Let an exception that nobody catches on this worker end the job, and be shown.
 
     A worker that just died would leave the others waiting in their next collective for ever.
     `SystemExit` does not come here; a worker that leaves alone is noticed by the others (`watch`).
 
     Args:
         rank: this worker's number.
-        speaks: tells whether this worker should show its exception, or another one shows the same.
+        size: how many workers there are.
         abort: ends the job with an exit status.
+        speaks: tells whether this worker should show its exception, or another one shows the same.
+            By default lower ranks have the time to do so, and to end this worker meanwhile.
     """
 
     def end_job(
@@ -38,7 +43,9 @@ def end_job_on_exception(
             lines = "".join(traceback.format_exception(kind, error, trace))
             text = f"ddp_gd: this ended the job{where}:\n{lines}"
         try:
-            if speaks():
+            if speaks is None:
+                time.sleep(1 + rank / size if rank > 0 else 0)
+            if speaks is None or speaks():
                 sys.stdout.flush()
                 sys.stderr.write(text)  # in one piece: other workers write too
                 sys.stderr.flush()
@@ -48,10 +55,3 @@ def end_job_on_exception(
             abort(exit_status(error))
 
     sys.excepthook = end_job
-
-
-def speak_after_lower_ranks(rank: int, size: int) -> bool:
-    """Give lower ranks the time to show the same error, and to end this worker meanwhile."""
-    if rank > 0:
-        time.sleep(1 + rank / size)
-    return True

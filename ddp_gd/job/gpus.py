@@ -30,9 +30,9 @@ def take_one(local_rank: int, local_size: int, bitwise: bool) -> None:
             "CUDA_VISIBLE_DEVICES=-1 to train on CPUs, or leave bitwise out."
         )
     if len(gpus) == 1:
-        mine = gpus[0]  # of this worker alone, where the launcher deals them out, as Slurm can
+        gpu = gpus[0]  # of this worker alone, where the launcher deals them out, as Slurm can
     elif local_size <= len(gpus):
-        mine = gpus[local_rank]
+        gpu = gpus[local_rank]
     else:
         raise ConfigError(
             f"{local_size} workers on a host with {_count(gpus)}: each needs one of its own. Start "
@@ -40,9 +40,9 @@ def take_one(local_rank: int, local_size: int, bitwise: bool) -> None:
             "train on CPUs."
         )
     try:
-        tf.config.set_visible_devices(mine, "GPU")
-        # Otherwise TensorFlow takes all of its memory, and other programs have none.
-        tf.config.experimental.set_memory_growth(mine, True)
+        tf.config.set_visible_devices(gpu, "GPU")
+        # Otherwise TensorFlow takes all of that GPU's memory, and other programs have none.
+        tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError as error:
         raise ConfigError(
             f"each worker computes on one GPU, but TensorFlow has started on {_count(gpus)} "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_gd.comm.environment import of_a_new_job
+from ddp_gd.comm.environment import launcher_settings, outside_of_a_job
 
 
 def command(workers: int, program: Sequence[str]) -> list[str]:
@@ -24,8 +24,8 @@ def command(workers: int, program: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables for that command."""
-    return of_a_new_job(_mpirun())
+    """Return the variables for that command: the user's, and what a launcher wants set."""
+    return launcher_settings(sys.prefix, _mpirun()) | outside_of_a_job()
 
 
 def _mpirun() -> str:

@@ -43,19 +43,14 @@ class Peers:
     Args:
         board: carries the reports.
         rank: this worker's number.
-
-    Attributes:
-        reports: the last one of each worker, by rank.
-        heard: when each worker posted last.
-        changed: when each worker posted last what it had not said before.
-        near: those whose process can be seen: its number on another host says nothing.
     """
 
     def __init__(self, board: Board, rank: int):
         self._board = board
         self.reports = {r: Report(*first) for r, first in enumerate(board.first) if r != rank}
-        self.heard = dict.fromkeys(self.reports, time.monotonic())
-        self.changed = dict(self.heard)
+        self.heard = dict.fromkeys(self.reports, time.monotonic())  # when each one posted last
+        self.changed = dict(self.heard)  # when it posted something new
+        # Those whose process can be seen from here: its number on another host says nothing.
         self.near = {r for r, report in self.reports.items() if report.began and report.is_alive()}
 
     def read(self) -> set[int]:
@@ -72,7 +67,7 @@ class Peers:
         return news
 
     def excuse(self, seconds: float) -> None:
-        """Count so many seconds less since each worker was heard."""
+        """Leave so many seconds out of the time since each one was heard."""
         self.heard = {rank: then + seconds for rank, then in self.heard.items()}
         self.changed = {rank: then + seconds for rank, then in self.changed.items()}
 

@@ -8,23 +8,18 @@ from typing import NamedTuple
 
 
 class Status(NamedTuple):
-    """Of one process: its state, its parent, and when it began.
+    """What one process is doing."""
 
-    The state is `R` or `S` while it runs or sleeps, `T` or `t` where a signal or a debugger stopped
-    it, `X` when it is gone. It began so many clock ticks after the machine: its number alone may be
-    that of an earlier one.
-    """
-
-    state: str
+    state: str  # R or S: runs or sleeps; T or t: stopped by a signal or a debugger; X: gone
     parent: int
-    began: int
+    began: int  # clock ticks since the machine started: process numbers are used again
 
 
 GONE = Status("X", 0, 0)
 
 
 def status(process: int) -> Status | None:
-    """The status of a process; `GONE` if it has ended, None if that can't be told."""
+    """Return the status of a process; `GONE` if it has ended, None if that can't be told."""
     try:
         # Fields 3 and following; the name before them may hold anything.
         fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].decode().split()
@@ -36,16 +31,16 @@ def status(process: int) -> Status | None:
 
 
 def children(parent: int) -> dict[int, Status]:
-    """The processes that have this parent, by number."""
+    """Return the processes that have this parent, by number."""
     found = {}
     for name in os.listdir("/proc"):
-        if name.isdigit() and (theirs := status(int(name))) and theirs.parent == parent:
-            found[int(name)] = theirs
+        if name.isdigit() and (child := status(int(name))) and child.parent == parent:
+            found[int(name)] = child
     return found
 
 
 def environment(process: int) -> dict[str, str]:
-    """The environment that a process was started with; empty if it can't be read."""
+    """Return the variables that a process was started with; none if they can't be read."""
     try:
         text = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes())
     except OSError:
@@ -54,7 +49,7 @@ def environment(process: int) -> dict[str, str]:
 
 
 def open_files(process: int) -> list[str] | None:
-    """The names of what a process holds open; None if they can't be read."""
+    """Return the names of what a process holds open; None if they can't be read."""
     folder = Path(f"/proc/{process}/fd")
     names = []
     try:

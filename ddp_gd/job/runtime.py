@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +21,7 @@ from ddp_gd.comm.environment import launch
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import gpus, start_limit, threads
 from ddp_gd.job.bitwise import fix_bits
-from ddp_gd.job.failures import end_job_on_exception, speak_after_lower_ranks
+from ddp_gd.job.failures import end_job_on_exception
 from ddp_gd.job.peers import introduction
 from ddp_gd.job.watch import PATIENCE, Watch
 from ddp_gd.settings import stall_seconds
@@ -120,16 +118,16 @@ def _join(backend: str, bitwise: bool) -> _Job:
 
 def _meet(backend: str) -> Communicator:
     """Find the other workers; from then on a failure of one of them ends all."""
-    size, rank, _ = launch()
-    speaks: Callable[[], bool] = functools.partial(speak_after_lower_ranks, rank, size)
-    if size > 1:
+    started = launch()
+    if started.size > 1:
         # Until the backend is up its launcher ends the other workers when one exits with an error.
-        end_job_on_exception(rank, speaks, os._exit)
+        end_job_on_exception(started.rank, started.size, os._exit)
     limit = stall_seconds()
-    with start_limit.limit(PATIENCE * limit if size > 1 else 0):
+    with start_limit.limit(PATIENCE * limit if started.size > 1 else 0):
         communicator = open_communicator(backend)
         board = communicator.open_board(introduction())
     if communicator.size > 1:
+        speaks = None
         if board is not None:
             watch = Watch(communicator, board, limit)
             watch.start()
@@ -140,7 +138,7 @@ def _meet(backend: str) -> Communicator:
                 "ddp_gd: warning: the workers can't watch each other: that needs an MPI with "
                 "MPI_THREAD_MULTIPLE. One that hangs or leaves may leave the others waiting.\n"
             )
-        end_job_on_exception(communicator.rank, speaks, communicator.abort)
+        end_job_on_exception(communicator.rank, communicator.size, communicator.abort, speaks)
     return communicator
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from ddp_gd.comm import environment
 from ddp_gd.job import procfs
@@ -45,6 +46,11 @@ def limit(seconds: float) -> Iterator[None]:
         done.set()
 
 
+class _Missing(NamedTuple):
+    process: int  # 0 if it has ended
+    why: str
+
+
 def _wait(done: threading.Event, seconds: float) -> None:
     """Wait so long, and some more while it's for another worker to speak; then end this process."""
     if done.wait(seconds / 2):
@@ -65,19 +71,19 @@ def _wait(done: threading.Event, seconds: float) -> None:
         _give_up(rank, seconds, missing)
 
 
-def _give_up(rank: int, seconds: float, missing: dict[int, tuple[int, str]]) -> None:
+def _give_up(rank: int, seconds: float, missing: dict[int, _Missing]) -> None:
     """Say who is missing, and end this process."""
     try:
         host = socket.gethostname()
         text = f"rank {rank} on {host} has waited {seconds:g} s for the other workers to start"
         if missing:
-            first, (process, what) = min(missing.items())
+            first, *others = sorted(missing)
+            process, why = missing[first]
             where = f"process {process} on {host}" if process else f"on {host}"
-            text = f"rank {first} ({where}) {what}; rank {rank} has waited {seconds:g} s for it to "
+            text = f"rank {first} ({where}) {why}; rank {rank} has waited {seconds:g} s for it to "
             text += "start"
-            others = [str(other) for other in sorted(missing) if other != first]
             if others:
-                text += f", and for rank{'s' * (len(others) > 1)} {', '.join(others)}"
+                text += f", and for rank{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
         sys.stderr.write(
             f"ddp_gd: error: {text}. See what the process does before ddp_gd.init, or whether it "
             "was started; DDP_GD_STALL_SECONDS changes the limit.\n"
@@ -87,37 +93,32 @@ def _give_up(rank: int, seconds: float, missing: dict[int, tuple[int, str]]) -> 
         os._exit(1)
 
 
-def _look(known: Collection[int] = ()) -> tuple[dict[int, tuple[int, str]], set[int]]:
-    """Look at the workers of this host.
+def _look(known: Collection[int] = ()) -> tuple[dict[int, _Missing], set[int]]:
+    """Look at the workers of this host: who is missing, by rank, and which ranks have come.
 
-    Args:
-        known: those that have come, whether or not they still are there.
-
-    Returns:
-        Those that are missing, by rank: process (0 if it's gone) and what is wrong with it. And
-        the ranks of those that have come. Nobody where others can't be seen.
+    Nobody where others can't be seen. Of `known` ranks, which had come, none is missing.
     """
-    missing: dict[int, tuple[int, str]] = {}
+    missing: dict[int, _Missing] = {}
     come: set[int] = set()
-    mine = environment.launch()
+    here = environment.launch()
     launcher = os.getppid()
-    its = procfs.environment(launcher)
-    if not its or environment.launch(its) == mine:
+    launchers = procfs.environment(launcher)
+    if not launchers or environment.launch(launchers) == here:
         return missing, come  # a program in between, one for each worker
-    all_here = environment.workers_here() == mine.size
+    all_here = environment.workers_here() == here.size
     with contextlib.suppress(OSError):
         for process, status in procfs.children(launcher).items():
-            place = environment.launch(procfs.environment(process))
+            worker = environment.launch(procfs.environment(process))
             files = procfs.open_files(process)
-            if not place.variable or files is None:
+            if not worker.variable or files is None:
                 all_here = False  # it may be one of them
             elif status.state in "Tt":
-                missing[place.rank] = process, "is stopped"
+                missing[worker.rank] = _Missing(process, "is stopped")
             elif any(name.endswith(_FILE) for name in files):
-                come.add(place.rank)
+                come.add(worker.rank)
             else:
-                missing[place.rank] = process, "has not come to ddp_gd.init"
+                missing[worker.rank] = _Missing(process, "has not come to ddp_gd.init")
         if all_here:
-            for rank in set(range(mine.size)) - missing.keys() - come - set(known):
-                missing[rank] = 0, "has ended before it came to ddp_gd.init"
+            for rank in set(range(here.size)) - missing.keys() - come - set(known):
+                missing[rank] = _Missing(0, "has ended before it came to ddp_gd.init")
     return missing, come

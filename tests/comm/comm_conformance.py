@@ -12,7 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from ddp_gd.comm import Communicator, open_communicator
+from ddp_gd.comm import agree, open_communicator
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import MismatchError
 
 SUMMED = ["float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8", "int8"]
 SUMMED += ["int16", "uint16", "uint32", "uint64", "bool"]
@@ -225,6 +227,53 @@ def time_in_collectives_is_waiting_not_computing(comm: Communicator) -> None:
         assert 0.3 < seconds() < 10
 
 
+def values_of_any_kind_are_gathered(comm: Communicator) -> None:
+    """Whatever JSON can hold arrives, in the order of ranks, however long each one's is."""
+    n, r = comm.size, comm.rank
+    for value in ({"rank": r, "text": "ä" * r}, [r, None, True, 0.5], "x" * r):
+        everyone = agree.gather_json(comm, value)
+        assert len(everyone) == n
+        assert everyone[r] == value
+    assert agree.gather_json(comm, {"rank": r, "text": "ä" * r}) == [
+        {"rank": q, "text": "ä" * q} for q in range(n)
+    ]
+
+
+def one_says_so_for_all(comm: Communicator) -> None:
+    """A flag of any worker, a number of rank 0, and a seed that nobody gave are known to all."""
+    n, r = comm.size, comm.rank
+    assert agree.any_worker(comm, r == n - 1)
+    assert not agree.any_worker(comm, False)
+    assert agree.from_rank_0(comm, 2**40 + r) == 2**40
+    np.random.seed(r)
+    seed = agree.shared_seed(comm, None)
+    assert agree.gather_json(comm, seed) == [seed] * n
+    np.random.seed(0)
+    assert seed == np.random.randint(2**31)
+    assert agree.shared_seed(comm, 7 + r) == 7 + r
+
+
+def what_was_given_must_be_the_same(comm: Communicator) -> None:
+    """Who differs from rank 0, in what, and both values are told alike on every worker."""
+    n, r = comm.size, comm.rank
+    agree.require_same_facts(comm, {"rows": "10"})
+    if n == 1:
+        return
+    facts = {"rows": "10", "model": f"{min(r, 1)}" * 1000} | ({"new": "a"} if r == 1 else {})
+    try:
+        agree.require_same_facts(comm, facts)
+        raise AssertionError("a difference was not noticed")
+    except MismatchError as error:
+        text = str(error)
+    others = "rank 1" if n == 2 else f"ranks {', '.join(map(str, range(1, n)))}"
+    assert "model: rank 0 has '000" in text, text
+    assert f"{others} '111" in text, text
+    assert "new: rank 0 has nothing, rank 1 'a'" in text, text
+    assert "rows" not in text, text
+    assert len(text) < 700, text
+    assert agree.gather_json(comm, text) == [text] * n
+
+
 def main(backend: str, size: int) -> None:
     """Run every check."""
     comm = open_communicator(backend)
@@ -242,6 +291,9 @@ def main(backend: str, size: int) -> None:
         graphs_that_differ_between_workers_still_meet,
         slow_workers_are_waited_for,
         time_in_collectives_is_waiting_not_computing,
+        values_of_any_kind_are_gathered,
+        one_says_so_for_all,
+        what_was_given_must_be_the_same,
     ):
         check(comm)
         if "-v" in sys.argv:

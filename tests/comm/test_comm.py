@@ -9,7 +9,7 @@ from pathlib import Path
 import jobs
 import pytest
 
-from ddp_gd.comm import environment, open_communicator
+from ddp_gd.comm import open_communicator
 from ddp_gd.errors import ConfigError, LaunchError
 
 pytestmark = pytest.mark.jobs
@@ -59,40 +59,6 @@ def test_processes_that_each_believe_they_are_alone_are_refused(
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     with pytest.raises(LaunchError, match=r"OMPI_COMM_WORLD_SIZE=2.*'single' sees 1.*Leave"):
         open_communicator("single")
-    for backend in ("horovod", "mpi"):
-        with pytest.raises(LaunchError, match=f"'{backend}' sees 1.*another MPI"):
-            environment.require_all(backend, 1)
-        environment.require_all(backend, 2)
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, (1, 0, "")),
-        (
-            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"},
-            (4, 3, "OMPI_COMM_WORLD_SIZE"),
-        ),
-        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, (2, 0, "PMI_SIZE")),
-        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, (2, 1, "HOROVOD_SIZE")),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (8, 5, "SLURM_STEP_NUM_TASKS")),
-        # A lone python in an sbatch script of 8 tasks.
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (1, 0, "")),
-        # Open MPI's daemons are one Slurm step of 2 hosts; the job has 16 workers.
-        (
-            {
-                "SLURM_STEP_NUM_TASKS": "2",
-                "SLURM_PROCID": "1",
-                "OMPI_COMM_WORLD_SIZE": "16",
-                "OMPI_COMM_WORLD_RANK": "9",
-            },
-            (16, 9, "OMPI_COMM_WORLD_SIZE"),
-        ),
-    ],
-)
-def test_launch(environ: dict[str, str], expected: tuple[int, int, str]) -> None:
-    """The launcher's variables tell how many processes there are."""
-    assert environment.launch(environ) == expected
 
 
 def test_unknown_backend() -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 import jobs
 import pytest
 
-from ddp_gd.comm import agree, open_communicator
-
 pytestmark = pytest.mark.jobs
 
 _WORKER = str(Path(__file__).with_name("runtime_worker.py"))
@@ -68,10 +66,3 @@ def test_bitwise_fixes_threads_and_the_order_of_additions() -> None:
     )
     job = jobs.run_job(1, ["-c", program], "python")
     assert job.returncode == 0, job.stderr
-
-
-def test_a_worker_alone_agrees_with_itself() -> None:
-    """One process needs no launcher for what is collective."""
-    comm = open_communicator("single")
-    agree.require_same_facts(comm, {"rows": "10"})
-    assert agree.gather_json(comm, [1, None, "x"]) == [[1, None, "x"]]

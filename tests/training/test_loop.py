@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import types
 from typing import Any
@@ -15,7 +14,6 @@ from ddp_gd.batching import array_source
 from ddp_gd.batching.array_source import ArraySource
 from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.plan import Plan
-from ddp_gd.comm import environment
 from ddp_gd.job import runtime
 from ddp_gd.training import loop
 from ddp_gd.training.loop import Loop
@@ -97,16 +95,3 @@ def test_the_next_rows_are_read_while_this_call_runs(monkeypatch: pytest.MonkeyP
             running.set()
             assert read.wait(30)
         made.run(first, stop)
-
-
-def test_what_makes_mpi_fast_is_set_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's own values stay, and what holds is what the main job prints."""
-    monkeypatch.setattr(os, "environ", {"HOROVOD_CYCLE_TIME": "2.5"})
-    environment.set_cpu_defaults()
-    assert os.environ == {
-        "HOROVOD_CYCLE_TIME": "2.5",
-        "HOROVOD_FUSION_THRESHOLD": "0",
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-    }
-    for name, value in os.environ.items():
-        assert f"{name}={value}" in environment.cpu_settings().split()
