@@ -122,9 +122,10 @@ def _progress(
 
 
 def _key(source: Origin, contents: list[str]) -> str:
-    """Hash all that the converted data depend on."""
-    request = dataclasses.asdict(dataclasses.replace(source.request, source=()))
-    what: list[Any] = [_FORMAT, source.kind, contents, request]
+    """Hash all that the converted data depend on: contents, but no names of files."""
+    what: list[Any] = [_FORMAT, source.kind, source.request.targets_needed, contents]
+    if source.kind == "table":
+        what.append(dataclasses.asdict(dataclasses.replace(source.request, source=())))
     if source.kind == "keras":
         what += [source.keras, importlib.metadata.version("keras")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

@@ -27,9 +27,8 @@ class Table:
     Attributes:
         paths: the files, in order.
         request: for them.
-        names: the columns that are read: features, then targets, then the weight.
+        kinds: of the columns that are read: features, then targets, then the weight.
         features: how many of these are features.
-        kinds: of each column that is read.
         categories: texts of each column that isn't numbers, in the order of their appearance, with
             their numbers; complete when all blocks have been read.
         dropped: rows left out so far, since a cell was missing.
@@ -37,17 +36,17 @@ class Table:
 
     paths: Sequence[Path]
     request: Request
-    names: list[str]
-    features: int
     kinds: dict[str, Kind]
+    features: int
     categories: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: int = 0
 
     def __post_init__(self) -> None:
-        self.categories = {n: {} for n in self.names if self.kinds[n] != "number"}
-        for name, texts in self.categories.items():
-            if self.kinds[name] == "boolean":
-                texts.update({text: number for number, text in enumerate(BOOLEANS)})
+        self.names = list(self.kinds)
+        for name, kind in self.kinds.items():
+            if kind != "number":
+                known = BOOLEANS if kind == "boolean" else ()
+                self.categories[name] = {text: number for number, text in enumerate(known)}
 
     def blocks(self) -> Iterator[tuple[np.ndarray, int]]:
         """Read everything once.
@@ -60,9 +59,8 @@ class Table:
             DataError: naming the file, the place and the value.
         """
         before = 0
-        kinds = {name: self.kinds[name] for name in self.names}
         for path in self.paths:
-            read = _reader(path).blocks(path, kinds, self._may_miss, self.request.remedy)
+            read = _reader(path).blocks(path, self.kinds, self._may_miss, self.request.remedy)
             for columns, position in read:
                 yield self._numbers(columns, path), before + position
             before += path.stat().st_size
@@ -73,45 +71,37 @@ class Table:
 
     def _explain(self, path: Path) -> None:
         """Raise the DataError that says what is wrong with a file, if a second pass finds it."""
-        kinds = {name: self.kinds[name] for name in self.names}
-        _reader(path).explain(path, kinds, self._may_miss, self.request.remedy)
+        _reader(path).explain(path, self.kinds, self._may_miss, self.request.remedy)
 
     def _numbers(self, columns: list[pa.Array], path: Path) -> np.ndarray:
         """One block; shape (rows, columns)."""
         columns = [
-            column if self.kinds[name] == "number" else self._texts(name, column)
-            for name, column in zip(self.names, columns, strict=True)
+            column if kind == "number" else self._texts(kind, column)
+            for kind, column in zip(self.kinds.values(), columns, strict=True)
         ]
-        missing = np.stack([self._missing(column) for column in columns], axis=1)
+        missing = np.stack([_missing(column) for column in columns], axis=1)
         if missing.any():
             columns = self._without_missing(columns, missing, path)
         block = np.empty((len(columns[0]), len(self.names)))
         for index, (name, column) in enumerate(zip(self.names, columns, strict=True)):
-            if self.kinds[name] == "number":
-                block[:, index] = column.to_numpy(zero_copy_only=False)
-            else:
+            if name in self.categories:
                 block[:, index] = self._category_numbers(name, column, path)
+            else:
+                block[:, index] = column.to_numpy(zero_copy_only=False)
         if np.isinf(block).any():
             self._explain(path)
             raise DataError(f"{path} has cells that are not finite: replace or remove them.")
         return block
 
-    def _texts(self, name: str, column: pa.Array) -> pa.Array:
+    def _texts(self, kind: Kind, column: pa.Array) -> pa.Array:
         """The texts of a column of categories; a missing one is ""."""
         texts = pc.fill_null(pc.utf8_trim_whitespace(column), "")
-        if self.kinds[name] == "boolean":
+        if kind == "boolean":
             if self._may_miss:
                 words = pc.is_in(texts, value_set=pa.array(csv_files.MISSING))
                 texts = pc.if_else(words, "", texts)
             texts = pc.utf8_lower(texts)
         return texts
-
-    @staticmethod
-    def _missing(column: pa.Array) -> np.ndarray:
-        """Where a cell is missing."""
-        if pa.types.is_floating(column.type):
-            return np.isnan(column.to_numpy(zero_copy_only=False))
-        return pc.equal(column, "").to_numpy(zero_copy_only=False)
 
     def _without_missing(
         self, columns: list[pa.Array], missing: np.ndarray, path: Path
@@ -151,6 +141,13 @@ class Table:
         return numbers[coded.indices.to_numpy(zero_copy_only=False)]
 
 
+def _missing(column: pa.Array) -> np.ndarray:
+    """Where a cell is missing."""
+    if pa.types.is_floating(column.type):
+        return np.isnan(column.to_numpy(zero_copy_only=False))
+    return pc.equal(column, "").to_numpy(zero_copy_only=False)
+
+
 def names_of(path: Path) -> list[str]:
     """The columns of a file."""
     names: list[str] = _reader(path).names_of(path)
@@ -180,18 +177,18 @@ def open_table(paths: Sequence[Path], request: Request) -> Table:
                 "same columns in the same order."
             )
     kinds: dict[str, Kind] = _reader(paths[0]).kinds_of(paths, names)
-    kinds = {n: "text" if n in request.categorical else kinds[n] for n in names} | dict(
-        request.kinds
-    )
+    for name in request.categorical:
+        kinds[name] = "text"
+    kinds |= dict(request.kinds)
     if request.sample_weight and kinds[request.sample_weight] != "number":
         raise DataError(f"{paths[0]}: the weights in {request.sample_weight!r} are not numbers.")
-    if len(request.target) > 1 and any(kinds[n] != "number" for n in request.target):
-        named = next(n for n in request.target if kinds[n] != "number")
-        raise DataError(
-            f"{paths[0]}: of several targets, {named!r} is text: classes can be predicted for one "
-            "target only."
-        )
-    return Table(paths, request, names, features, kinds)
+    for name in request.target:
+        if len(request.target) > 1 and kinds[name] != "number":
+            raise DataError(
+                f"{paths[0]}: of several targets, {name!r} is text: classes can be predicted for "
+                "one target only."
+            )
+    return Table(paths, request, kinds, features)
 
 
 def _choose(header: list[str], request: Request, path: Path) -> tuple[list[str], int]:
@@ -201,21 +198,21 @@ def _choose(header: list[str], request: Request, path: Path) -> tuple[list[str],
     for name in [*others, *request.categorical, *(request.features or ())]:
         if name not in header:
             raise DataError(f"{path} has no column {name!r}; its columns are {columns}.")
-    features = [n for n in header if n not in others]
-    if request.features is not None:
-        features = list(request.features)
+    features = request.features
+    if features is None:
+        features = tuple(n for n in header if n not in others)
     chosen = [*features, *others]
-    twice = sorted(name for name, count in Counter(chosen).items() if count > 1)
-    if twice:
-        raise DataError(
-            f"Column {twice[0]!r} of {path} was given two parts to play: a column is a feature, a "
-            "target or a weight, once."
-        )
-    stray = [n for n in request.categorical if n not in chosen]
-    if stray:
-        raise DataError(
-            f"Column {stray[0]!r} is named as categorical, but not as a feature: name it there too."
-        )
+    for name, count in sorted(Counter(chosen).items()):
+        if count > 1:
+            raise DataError(
+                f"Column {name!r} of {path} was given two parts to play: a column is a feature, a "
+                "target or a weight, once."
+            )
+    for name in request.categorical:
+        if name not in chosen:
+            raise DataError(
+                f"Column {name!r} is named as categorical, but not as a feature: name it there too."
+            )
     if not features:
         raise DataError(
             f"{path} has only its target column {columns}: add at least one feature column."

@@ -437,3 +437,15 @@ def test_the_identity_of_a_file_is_not_remembered_while_it_may_change(tmp_path):
     found = cache.Cache(tmp_path / "cache", 10**9)
     assert list(found.digest(path)) == [8]
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_key_is_of_the_content(tmp_path):
+    """The same arrays have the same key wherever they lie; other targets have another one."""
+    keys = []
+    for folder, scale in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.ones((3, 2)))
+        np.save(tmp_path / folder / "y.npy", np.arange(3.0) * scale)
+        target = str(tmp_path / folder / "y.npy")
+        keys.append(ddp_gd.load(tmp_path / folder / "x.npy", target).key)
+    assert keys[0] == keys[1] != keys[2]
