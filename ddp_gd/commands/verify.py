@@ -23,6 +23,11 @@ from ddp_gd import settings
 from ddp_gd.job import mpirun
 from ddp_gd.reporting.text_table import print_table
 
+_UNKNOWN = (
+    "not told by the trace. Something in the program depends on the rank or on the number of "
+    "workers: look at what makes the variable above"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -167,15 +172,13 @@ def _verdict(runs: list[Outcome], tolerance: float) -> int:
         if parting is None:
             continue
         step, variable = parting
-        where = (
-            f"epoch {step['epoch'] + 1}, step {step['step'] + 1}"
-            if "step" in step
-            else ("the start, before the first step")
-        )
+        where = "the start, before the first step"
+        if "step" in step:
+            where = f"epoch {step['epoch'] + 1}, step {step['step'] + 1}"
         print(
             f"BROKEN: {runs[0].workers} and {run.workers} workers part at {where}, in {variable}."
         )
-        for cause in _causes(runs[0], run, "step" in step):
+        for cause in list(_causes(runs[0], run, "step" in step)) or [_UNKNOWN]:
             print(f"cause: {cause}")
         return 1
     counts = ", ".join(str(run.workers) for run in runs)
@@ -203,13 +206,11 @@ def _parting(run: Outcome, other: Outcome, tolerance: float) -> tuple[dict[str, 
 
 def _causes(run: Outcome, other: Outcome, started: bool) -> Iterator[str]:
     """Name what is known to make two trainings part, and was there."""
-    found = 0
     for name, value in run.start["facts"].items():
         theirs = other.start["facts"][name]
         if run.bitwise and value != theirs:
             kind = "threads" if "threads" in name else "hardware or versions"
             kind = "graph rewriting" if "rewriting" in name else kind
-            found += 1
             yield f"{kind}: {name} was {value!r}, then {theirs!r}"
     if not started:
         yield (
@@ -219,25 +220,17 @@ def _causes(run: Outcome, other: Outcome, started: bool) -> Iterator[str]:
         return
     cut_by_workers = not run.bitwise and not run.start["micro_batch_size"]
     if cut_by_workers and run.start["batch_statistics"]:
-        found += 1
         yield (
             f"batch statistics: {', '.join(run.start['batch_statistics'])} normalise by a worker's "
             "share of each mini-batch; give micro_batch_size"
         )
     if cut_by_workers and run.start["random"]:
-        found += 1
         yield (
             f"a random layer: {', '.join(run.start['random'])} draw other numbers for each "
             "worker's share; give micro_batch_size"
         )
     if run.start["constant_seeds"]:
-        found += 1
         yield (
             f"a random layer: {run.start['constant_seeds'][0]} draws numbers by a seed of the "
             "program's own, perhaps one that depends on the rank; use a keras.random.SeedGenerator"
-        )
-    if not found:
-        yield (
-            "not told by the trace. Something in the program depends on the rank or on the number "
-            "of workers: look at what makes the variable above"
         )
