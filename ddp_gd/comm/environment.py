@@ -24,7 +24,7 @@ _LAUNCHERS = (
     # Not SLURM_NTASKS: it is set for a lone `python` in an sbatch script too.
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
 )
-# How many of them on this host: of launchers, one for each host, that are the workers' parent.
+# How many processes are on this host, from launchers that are the parent of all workers there.
 _WORKERS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # What launchers tell their processes begins so; the user's own settings of MPI and Horovod don't.
 _TOLD = ("OMPI_COMM", "OMPI_UNIVERSE", "PMIX_", "PMI_", "MV2_", "HOROVOD_RANK", "HOROVOD_SIZE")
@@ -70,7 +70,7 @@ def launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def workers_here() -> int:
-    """How many workers the launcher says it started on this host; 0 where it doesn't say."""
+    """Return how many workers the launcher started on this host; 0 where it doesn't say."""
     said = [os.environ.get(variable, "") for variable in _WORKERS_HERE]
     return next((int(number) for number in said if number.isdigit()), 0)
 
@@ -105,7 +105,7 @@ def set_cpu_defaults() -> None:
 
 
 def cpu_settings() -> str:
-    """What `set_cpu_defaults` sees to, as it is now: the user's values, or ours."""
+    """Return what `set_cpu_defaults` sees to, as it is now: the user's values, or ours."""
     return " ".join(f"{variable}={os.environ.get(variable)}" for variable in _CPU_DEFAULTS)
 
 

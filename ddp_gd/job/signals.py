@@ -40,7 +40,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        # Those that are ignored stay so, as nohup wants it.
+        # Signals that are ignored stay so, as nohup wants it.
         heeded = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         if self.active and heeded and threading.current_thread() is threading.main_thread():
             read, self._write = os.pipe()  # Python writes each signal's number to it, at once

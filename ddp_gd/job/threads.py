@@ -28,7 +28,7 @@ def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgro
 
     Args:
         root: where control groups are mounted, of version 2 or, with a folder each, of version 1.
-        own: says which ones this process is in.
+        own: the file that says which ones this process is in.
     """
     least = math.inf
     try:

@@ -193,8 +193,8 @@ class Watch:
     ) -> None:
         """End the job because of `rank`; the first of those who see it says so.
 
-        All of `missing` are as `rank` is, and are ended if they `hang`. Who waits sees it, unless
-        `seen_by` names others.
+        The same is true of all of `missing`; if they `hang`, their processes are ended. Those that
+        wait see it, unless `seen_by` names others.
         """
         if self._speaks(missing, self._peers.waiting() if seen_by is None else seen_by):
             self._state = SPEAKING  # whoever is blamed, or wakes up, shall not blame this worker
