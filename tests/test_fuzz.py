@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 import ddp_gd
 from ddp_gd.comm import open_communicator
-from ddp_gd.data import csv_files, dataset, npy_files
+from ddp_gd.data import csv_files, dataset, npy_files, table
 from ddp_gd.errors import CheckpointError, DataError
 from ddp_gd.training import snapshot
 from ddp_gd.training.callbacks import Hooks
@@ -326,4 +326,4 @@ def test_a_header_of_many_columns(tmp_path: Path) -> None:
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["a"] * 10**6) + "\n1\n")
     with pytest.raises(DataError, match=r"wide\.csv has more than one column called 'a'"):
-        csv_files.names_of(path)
+        table.names_of(path)

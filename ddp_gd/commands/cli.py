@@ -35,11 +35,9 @@ _ARGUMENT = re.compile(
 
 
 def parse(config: type[Options], command: str) -> Options:
-    """Read the command line; of several workers, rank 0 says what is wrong with it.
+    """Read the command line of `python -m ddp_gd.COMMAND` into a dataclass of options.
 
-    Args:
-        config: the dataclass of the options.
-        command: `train` for `python -m ddp_gd.train`.
+    Of several workers, rank 0 says what is wrong with it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the CPU and absent GPUs
     prog = f"python -m ddp_gd.{command}"
@@ -73,12 +71,10 @@ def execute(run: Callable[[Options], None], options: Options) -> None:
 
 
 def translate(message: str, options: Any) -> str:
-    """Name options as they are typed: `batch_size=8` becomes `--batch-size 8`.
+    """Name options as they are typed: what the library calls `batch_size=8` is `--batch-size 8`.
 
-    Args:
-        message: what the library says, about its arguments.
-        options: of the command; the names of the fields are those of the library's arguments, or
-            their plurals where a field holds several values to try.
+    The options' fields have the names of the library's arguments, or their plurals where a field
+    holds several values to try.
     """
     fields = vars(options)
     typed = [text for value in fields.values() for text in _list(value) if "=" in str(text)]

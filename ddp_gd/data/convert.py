@@ -15,7 +15,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -42,25 +41,16 @@ Result = TypeVar("Result")
 Converted = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
-@dataclass
-class Prepared:
-    """Converted data on this host: a folder, what is known of it, and whether it is to be kept."""
-
-    folder: Path
-    record: dict[str, Any]
-    kept: bool
-
-    def remove(self) -> None:
-        """Remove the folder, if it was for once only; who has its files mapped keeps them."""
-        if not self.kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def prepare(request: Request, use_cache: bool = True) -> Generator[float, None, Prepared]:
+def prepare(
+    request: Request, use_cache: bool = True
+) -> Generator[float, None, tuple[dict[str, Any], Path | None]]:
     """Convert what isn't converted yet.
 
     Yields:
         How much is done, from 0 to 1, several times a second.
+
+    Returns:
+        What `open_prepared` needs, and a folder to remove afterwards, if the data are not kept.
 
     Raises:
         DataError: naming what can't be used.
@@ -80,7 +70,7 @@ def prepare(request: Request, use_cache: bool = True) -> Generator[float, None, 
         done += 0.2 * path.stat().st_size / size
     key = _key(source, contents)
     if use_cache and (found := cache.find(key)) is not None:
-        return _prepared(source, *found, kept=True)
+        return _with_arrays(source, *found), None
     folder = cache.begin() if use_cache else Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:
         record, files = yield from _progress(convert(source, folder), 0.2, 0.8)
@@ -98,14 +88,15 @@ def prepare(request: Request, use_cache: bool = True) -> Generator[float, None, 
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return _prepared(source, folder, record, kept=use_cache)
+    return _with_arrays(source, folder, record), None if use_cache else folder
 
 
-def _prepared(source: Origin, folder: Path, record: dict[str, Any], kept: bool) -> Prepared:
+def _with_arrays(source: Origin, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """A record with where the arrays lie."""
     # Equal files may lie elsewhere than those that an entry was made of.
     arrays = {name: str(path.absolute()) for name, path in source.arrays.items()}
     arrays |= {Path(name).stem: str(folder / name) for name in record["held"]}
-    return Prepared(folder, record | {"arrays": arrays}, kept)
+    return record | {"arrays": arrays}
 
 
 def _progress(

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import math
 import re
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -65,7 +64,7 @@ def _text_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
 
 
 def names_of(path: Path) -> list[str]:
-    """The column names."""
+    """The columns; there is a row below them."""
     return _read_header(path)[0]
 
 
@@ -76,17 +75,6 @@ def _read_header(path: Path) -> tuple[list[str], int]:
         filled = next(rows, None) is not None
     if not header:
         raise DataError(f"{path} is empty: it needs a header line and rows of numbers.")
-    if "" in header:
-        raise DataError(
-            f"{path}: column {header.index('') + 1} has no name: name it in the header, or "
-            "remove it (a column of row numbers is not a feature)."
-        )
-    duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
-    if duplicates:
-        raise DataError(
-            f"{path} has more than one column called {', '.join(map(repr, duplicates))}: "
-            "give each column its own name."
-        )
     if not filled:
         raise DataError(f"{path} has a header but no rows: add at least one row of numbers.")
     return header, line

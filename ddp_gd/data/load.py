@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.data.convert import Prepared, prepare
+from ddp_gd.data.convert import prepare
 from ddp_gd.data.dataset import Dataset, open_prepared
 from ddp_gd.data.request import Request
 from ddp_gd.job import runtime
@@ -90,18 +91,19 @@ def fetch(request: Request, cache: bool = True) -> Dataset:
     if communicator.size > 1:
         asked = json.dumps(dataclasses.asdict(request), default=str)
         agree.require_same_facts(communicator, {"ddp_gd.load": asked})
-    prepared: Prepared | None = None
+    record: dict[str, Any] | None = None
+    temporary: Path | None = None
 
     def work() -> Iterator[float]:
-        nonlocal prepared
-        prepared = yield from prepare(request, cache)
+        nonlocal record, temporary
+        record, temporary = yield from prepare(request, cache)
 
     once_per_host(communicator, work, f"converting {request.name}")
     try:
-        dataset = _open_on_all(communicator, request, prepared)
+        dataset = _open_on_all(communicator, request.name, record)
     finally:
-        if prepared is not None:
-            prepared.remove()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)  # what is mapped stays until it is closed
     if communicator.rank == 0 and dataset.dropped:
         sys.stderr.write(
             f"ddp_gd: {request.name}: {dataset.dropped} rows with missing cells left out, "
@@ -110,17 +112,14 @@ def fetch(request: Request, cache: bool = True) -> Dataset:
     return dataset
 
 
-def _open_on_all(
-    communicator: Communicator, request: Request, prepared: Prepared | None
-) -> Dataset:
+def _open_on_all(communicator: Communicator, name: str, record: dict[str, Any] | None) -> Dataset:
     """Open on every worker what one worker of its host prepared."""
-    record = None if prepared is None else prepared.record
     if communicator.size > 1:
         here = [socket.gethostname(), boot_id()]
         everyone = agree.gather_json(communicator, [here, record])
         record = next(record for where, record in everyone if record and where == here)
     assert record is not None
-    dataset = open_prepared(record, request.name)
+    dataset = open_prepared(record, name)
     if communicator.size > 1:
         # All have it open now.
         agree.require_same_facts(communicator, {"data (SHA-256)": dataset.key})

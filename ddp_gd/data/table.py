@@ -149,9 +149,24 @@ def _missing(column: pa.Array) -> np.ndarray:
 
 
 def names_of(path: Path) -> list[str]:
-    """The columns of a file."""
-    names: list[str] = _reader(path).names_of(path)
-    return names
+    """The columns of a file, each with a name of its own; it has rows, too.
+
+    Raises:
+        DataError: it is otherwise, or the file can't be read.
+    """
+    header: list[str] = _reader(path).names_of(path)
+    if "" in header:
+        raise DataError(
+            f"{path}: column {header.index('') + 1} has no name: name it in the header, or "
+            "remove it (a column of row numbers is not a feature)."
+        )
+    duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
+    if duplicates:
+        raise DataError(
+            f"{path} has more than one column called {', '.join(map(repr, duplicates))}: "
+            "give each column its own name."
+        )
+    return header
 
 
 def _reader(path: Path) -> ModuleType:
