@@ -145,8 +145,8 @@ def load(communicator: Communicator, checkpoint: Checkpoint | None) -> Snapshot 
         if folder.names() and not checkpoint.resume:
             raise ConfigError(
                 f"{folder.path} holds the checkpoints of a training: {folder.names()[0]} and "
-                f"{len(folder.names()) - 1} more. Ask to go on from there (Checkpoint(resume=True),"
-                " or --resume), or give an empty folder."
+                f"{len(folder.names()) - 1} more. Go on from there with resume=True, or give an "
+                "empty folder."
             )
         content = folder.newest() or b""
     length = agree.from_rank_0(communicator, len(content))
