@@ -128,12 +128,12 @@ def with_fit(setup: Setup, seed: int, batch_size: int | Literal["full"]) -> np.n
     weights = Weights(model)
     kept: list[np.ndarray] = []
 
-    def keep(*_: Any) -> None:
+    def keep(*_: Any, **logs: Any) -> None:
         kept.append(weights.get())
 
     points, steps = set(setup.points.tolist()), itertools.count(1)
 
-    def keep_some(*_: Any) -> None:
+    def keep_some(*_: Any, **logs: Any) -> None:
         if next(steps) in points:
             keep()
 
