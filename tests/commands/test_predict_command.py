@@ -252,5 +252,8 @@ def test_what_cannot_be_used_is_explained(trained, tmp_path, capsys):
         assert run_command("predict", *arguments) == 2
         said = " ".join(capsys.readouterr().err.replace("│", " ").split())
         assert message in said, said
+    arguments = ["--model", model, "--data", table, "--out", tmp_path / "p.csv", "--batch-size", 0]
+    assert run_command("predict", *arguments) == 2
+    assert "--batch-size 0 must be a whole number" in capsys.readouterr().err
     assert (tmp_path / "there.csv").read_text() == "mine"
     assert not list(tmp_path.glob("**/p.*"))
