@@ -1,7 +1,5 @@
 """`python -m ddp_gd.predict`: predict with a saved model. This file is intentionally kept short."""
 
-from __future__ import annotations
-
 import sys
 
 import ddp_gd

@@ -1,7 +1,5 @@
 """`python -m ddp_gd.report`: pages about saved runs. This file is intentionally kept short."""
 
-from __future__ import annotations
-
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import ReportConfig
 

@@ -7,8 +7,6 @@ DDP_GD_TRACE: folder for what `verify` compares; it is set by that command alone
 DDP_GD_TRACEBACK: 1 shows errors of this package with a traceback.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

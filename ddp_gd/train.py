@@ -1,7 +1,5 @@
 """`python -m ddp_gd.train`: train a model on a file. This file is intentionally kept short."""
 
-from __future__ import annotations
-
 from ddp_gd.commands import cli
 from ddp_gd.commands.config import TrainConfig
 

@@ -1,7 +1,5 @@
 """`python -m ddp_gd.verify`: are these trainings equal? This file is intentionally kept short."""
 
-from __future__ import annotations
-
 import sys
 
 from ddp_gd.commands.verify import main

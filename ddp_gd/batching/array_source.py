@@ -1,7 +1,5 @@
 """Steps whose rows come out of arrays, by a plan: many of them at a time."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The arrays given to `fit`: checked as Keras checks them, read a few rows at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping

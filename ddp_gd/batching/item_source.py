@@ -1,7 +1,5 @@
 """Steps whose global mini-batches are the items of a data set, proved the same on every worker."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The order of the rows in an epoch: uniformly random for few rows, in O(1) memory for many."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

@@ -4,8 +4,6 @@ Integers in, integers out: nothing here knows a communicator, a framework or a c
 worker works out the same plan by itself, and none is ever sent.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

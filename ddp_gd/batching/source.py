@@ -1,7 +1,5 @@
 """Where the rows of an epoch's steps come from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

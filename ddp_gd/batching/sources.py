@@ -1,7 +1,5 @@
 """What `fit` and `evaluate` were given, as the source of their steps."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Which rows train and which validate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from numbers import Real

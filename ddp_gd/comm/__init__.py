@@ -3,8 +3,6 @@
 Importing this package loads none of TensorFlow, Horovod and mpi4py; opening a backend does.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -1,7 +1,5 @@
 """Small collectives: what any worker says, what rank 0 says, and that all were given the same."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """How far a worker has come with the collectives, for the other workers to know (`job.watch`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ Every method is collective (all workers call it, in the same order) unless its t
 and every method that takes tensors works eagerly and inside a `tf.function`, loops included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 

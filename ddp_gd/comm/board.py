@@ -1,7 +1,5 @@
 """What the workers tell each other beside the collectives: small messages that nobody waits for."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 

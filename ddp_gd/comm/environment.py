@@ -3,8 +3,6 @@
 The launch scripts ask this module before anything is installed: it needs only the standard library.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping

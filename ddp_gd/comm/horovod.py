@@ -10,8 +10,6 @@ Flat buffers of our own rather than `grouped_allreduce`: 10 to 30 % faster at 2 
 since Horovod agrees on fewer names and needs no fusion buffer of its own.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Sequence

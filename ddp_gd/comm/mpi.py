@@ -1,7 +1,5 @@
 """MPI through mpi4py's buffer calls (the upper-case ones: nothing is pickled), on host memory."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import sys

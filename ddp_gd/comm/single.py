@@ -1,7 +1,5 @@
 """One process: every collective is the identity."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What the distributed backends share: program order inside graphs, flat buffers, wire dtypes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What the commands have in common: read the command line, run, say what is wrong."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

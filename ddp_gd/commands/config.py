@@ -3,8 +3,6 @@
 Each field is documented here and nowhere else: this text is what `--help` prints.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The predictions of a saved model for the rows of a file, computed by all workers."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator

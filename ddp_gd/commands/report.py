@@ -1,7 +1,5 @@
 """`python -m ddp_gd.report`: one run's page, or several runs compared."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ddp_gd.comm.environment import launch

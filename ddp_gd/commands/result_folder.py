@@ -1,7 +1,5 @@
 """The folder that `--out` names: chosen before anything is computed, made for the results."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Output of the train command: what it prints, and the files it leaves."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """What is trained on what: data, split, normalisation, models made from options."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The main job: data, split, normalisation, model, `fit`, results."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

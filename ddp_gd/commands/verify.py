@@ -4,8 +4,6 @@ Each training runs in processes of its own, started with mpirun; a trace of ever
 two of them part, and often why.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

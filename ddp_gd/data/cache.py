@@ -5,8 +5,6 @@ options of the conversion. It is made under another name, and renamed when every
 disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Everything that comes out is native-endian, has its rows first and is finite, ex
 numbers are NaN where that was asked for. Nothing is dropped, filled in or guessed unasked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """CSV files: Arrow reads; where it stops at something, a slower second pass tells what."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import math

@@ -1,7 +1,5 @@
 """Features and targets, mapped into memory."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

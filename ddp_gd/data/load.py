@@ -1,7 +1,5 @@
 """`load`: files to arrays, converted once on each host."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """`.npy` and `.npz` files: headers are checked before any value is read, values block by block."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import tokenize

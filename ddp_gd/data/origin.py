@@ -1,7 +1,5 @@
 """The files that a request comes down to."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Parquet files, read in blocks of rows."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

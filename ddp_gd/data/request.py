@@ -1,7 +1,5 @@
 """What `load` was asked for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

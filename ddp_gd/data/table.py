@@ -1,7 +1,5 @@
 """Tables in CSV or Parquet files, read in blocks of numbers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What the workers measure of the training rows together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ by TensorFlow's settings. In bitwise mode all of that is fixed, recorded with ev
 be the same on every worker.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from importlib import metadata

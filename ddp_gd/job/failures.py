@@ -1,7 +1,5 @@
 """An exception that nobody catches on any worker ends the job, and is shown once."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import time

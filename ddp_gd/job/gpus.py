@@ -1,7 +1,5 @@
 """Which GPU a worker computes on: one of its own."""
 
-from __future__ import annotations
-
 import tensorflow as tf
 
 from ddp_gd.errors import ConfigError

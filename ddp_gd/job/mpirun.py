@@ -1,7 +1,5 @@
 """How a command of this package starts jobs of several workers itself."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The other workers: what each one says of itself, and what is seen of its process from here."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

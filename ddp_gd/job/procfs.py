@@ -1,7 +1,5 @@
 """What proc(5) tells of the processes of this host."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import NamedTuple

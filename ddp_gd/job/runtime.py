@@ -1,7 +1,5 @@
 """The job that this process is a worker of: it is joined once, and asked for rank and size."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import hashlib

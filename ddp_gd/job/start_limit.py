@@ -5,8 +5,6 @@ processes, though: they are children of one launcher, and those that have come t
 this file open, which shows in /proc. So one of them can name who is missing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """How many cores a worker may keep busy: its own, or its part of those that workers share."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

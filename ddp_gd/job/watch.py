@@ -16,8 +16,6 @@ and looks at what the others posted. The job ends where it is certain that it ca
 Not seen: a worker that computes for ever inside a step, since a long step looks the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -4,8 +4,6 @@ One file each, without scripts and without anything to load. Every value goes th
 escaping, and pictures are `<img>`s, whose content can neither run nor load anything.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import statistics

@@ -1,7 +1,5 @@
 """The look of all pictures: colours and marks that colour-blind eyes tell apart, in print too."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

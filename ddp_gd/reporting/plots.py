@@ -1,7 +1,5 @@
 """Losses, metrics and learning rates by epoch; each worker's rows and time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The records that a training left in its folder, read back and checked."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

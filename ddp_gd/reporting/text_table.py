@@ -1,7 +1,5 @@
 """Tables that the commands print."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.console import Console

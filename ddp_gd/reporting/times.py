@@ -1,7 +1,5 @@
 """Where the time of each epoch goes, on one worker."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any

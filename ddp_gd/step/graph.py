@@ -1,7 +1,5 @@
 """How a function is traced, and what its graph tells of it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from typing import Any

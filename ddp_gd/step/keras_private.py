@@ -4,8 +4,6 @@ Private names of theirs stand here and nowhere else, each behind a function. A t
 of them on the installed versions and names those that moved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -13,8 +13,6 @@ Only the two in the middle depend on the data. Those denominators are counted wi
 code (`_Ones`), summed over all workers, and known before a gradient is taken.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

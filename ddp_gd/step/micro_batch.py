@@ -1,7 +1,5 @@
 """One micro-batch: forward, backward, and its part of every sum."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import keras

@@ -7,8 +7,6 @@ sums, in whatever order is fastest: equal to rounding at any number of workers.
 number of micro-batches alone: equal to the last bit. Several micro-batches are computed at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

@@ -13,8 +13,6 @@ A random layer draws from a seed of its own in each micro-batch, folded from the
 the micro-batch's number; the first one draws what `fit` would have drawn.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple

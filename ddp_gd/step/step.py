@@ -10,8 +10,6 @@ mean over shares. There is no mean of means anywhere: it would be wrong as soon 
 smaller than another.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -7,8 +7,6 @@ worker's consecutive micro-batches are a few whole nodes of it.
 Integers only: `fold` is given what the nodes hold and how to add two of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 

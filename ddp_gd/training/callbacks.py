@@ -1,7 +1,5 @@
 """The callbacks of one worker: all of them see the same logs, and only rank 0's write or print."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """When `fit` saves a training, and where: what users say."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

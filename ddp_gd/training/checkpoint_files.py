@@ -5,8 +5,6 @@ SHA-256 of its content, so that a flipped bit or a missing piece shows. The form
 a JSON header and plain numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

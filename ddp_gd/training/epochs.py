@@ -1,7 +1,5 @@
 """The epochs of a training on one worker: steps, validation, saving, leaving when asked to."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 import sys

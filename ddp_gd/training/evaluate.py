@@ -1,7 +1,5 @@
 """TODO."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

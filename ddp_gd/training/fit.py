@@ -1,7 +1,5 @@
 """`fit` and `evaluate`: Keras's loop over global mini-batches, at any number of workers."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal

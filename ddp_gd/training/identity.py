@@ -1,7 +1,5 @@
 """What a model is, in words: built on the data, and compared between the workers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

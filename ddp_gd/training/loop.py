@@ -1,7 +1,5 @@
 """Epochs over the steps of a source: many steps in each call into TensorFlow."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

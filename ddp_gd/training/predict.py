@@ -1,7 +1,5 @@
 """`predict`: the model's outputs for many rows, computed by all workers together."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """One model on every worker: built, compared with rank 0's, given rank 0's values, checked."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Saves a training while it goes on."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

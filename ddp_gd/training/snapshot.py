@@ -1,7 +1,5 @@
 """All that a training needs to go on: taken at the end of a step, restored on every worker."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """What every step leaves behind, written for `ddp_gd.verify` to compare two trainings by."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One averaged update beside independent updates: train in every way, print, write and draw."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shlex

@@ -1,7 +1,5 @@
 """Losses, distances between weights and gradient noise: what contrast measures."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The distance of a random mini-batch's gradient from that of all rows."""
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 import tensorflow as tf

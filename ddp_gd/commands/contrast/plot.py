@@ -1,7 +1,5 @@
 """One averaged update beside independent updates: losses, distances, gradient noise."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -14,8 +14,6 @@ makes its own; a process that is alone makes those of all workers, one worker af
 Nothing random happens in an update, so both compute the same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence

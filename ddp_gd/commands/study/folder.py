@@ -1,7 +1,5 @@
 """The folder that a study keeps its records in."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping

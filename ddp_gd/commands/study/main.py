@@ -4,8 +4,6 @@ One job for each number of workers trains all combinations, one after the other 
 found is read back from the records, so a study that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import csv
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Pictures of what a study found."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tables and sentences about what a study found."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Sequence

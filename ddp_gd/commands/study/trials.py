@@ -1,7 +1,5 @@
 """The trainings of a study, and how one of them went."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """Trains with this job's workers what `python -m ddp_gd.study` has not yet, which starts it."""
 
-from __future__ import annotations
-
 import gc
 import time
 
