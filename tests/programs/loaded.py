@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from run_command import run_command
 
 import ddp_gd
 from ddp_gd.batching.split import RandomSplit
@@ -72,23 +73,9 @@ def options(folder: Path) -> None:
 
 def peak(folder: Path) -> None:
     """The most memory that was resident while training on an epoch of `x.npy`, in KiB."""
-    from ddp_gd.train import main
-
-    sys.argv = ["train", "--data", str(folder / "x.npy"), "--target", str(folder / "y.npy")]
-    sys.argv += [
-        "--batch-size",
-        "5000",
-        "--model",
-        "linear",
-        "--epochs",
-        "1",
-        "--seed",
-        "1",
-        "--verbose",
-        "0",
-    ]
-    sys.argv += ["--out", str(folder / f"out{os.getpid()}")]
-    main()
+    data = ["--data", folder / "x.npy", "--target", folder / "y.npy", "--batch-size", 5000]
+    options = ["--model", "linear", "--epochs", 1, "--seed", 1, "--verbose", 0]
+    run_command("train", *data, *options, "--out", folder / f"out{os.getpid()}")
     # Not ru_maxrss: that begins with what the process was forked from.
     status = Path("/proc/self/status").read_text()
     print("peak:", re.search(r"VmHWM:\s+(\d+) kB", status)[1])
