@@ -109,7 +109,7 @@ class ItemSource:
             positions=np.arange(share.start, share.stop),
             offsets=np.array([0, share.stop - share.start], np.int32),
             batch_rows=np.array([item.rows], np.int32),
-            micro_batches=np.array([share.micro_batch], np.int32),
+            starts=np.array([share.start], np.int32),
         )
         with tf.device("/cpu:0"):
             rows = [tf.convert_to_tensor(leaf[share.start : share.stop]) for leaf in leaves]

@@ -66,13 +66,13 @@ class Shares:
         positions: int64, the places of its rows in the epoch's order, step after step.
         offsets: int32, shape (n + 1,): where each step's rows begin in `positions`, and the end.
         batch_rows: int32, shape (n,): rows of each step's global mini-batch.
-        micro_batches: int32, shape (n,): `Share.micro_batch` of each step.
+        starts: int32, shape (n,): `Share.start` of each step.
     """
 
     positions: np.ndarray
     offsets: np.ndarray
     batch_rows: np.ndarray
-    micro_batches: np.ndarray
+    starts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,26 +134,26 @@ class Plan:
     def shares(self, first: int, stop: int, rank: int, size: int) -> Shares:
         """Worker `rank`'s shares of the steps `first` to `stop - 1`, ready for arrays."""
         full = min(stop, self.rows // self.batch_size)  # steps before this one are all alike
-        positions, lengths, micro_batches = [], [], []
+        positions, lengths, starts = [], [], []
         if first < full:
             share = self.share(first, rank, size)
             begins = np.arange(first, full, dtype=np.int64) * self.batch_size
             within = np.arange(share.start, share.stop, dtype=np.int64)
             positions.append((begins[:, None] + within).ravel())  # (steps, rows of a share) -> flat
             lengths += [len(within)] * len(begins)
-            micro_batches += [share.micro_batch] * len(begins)
+            starts += [share.start] * len(begins)
         for step in range(max(first, full), stop):
             share = self.share(step, rank, size)
             positions.append(np.arange(share.start, share.stop) + step * self.batch_size)
             lengths.append(share.stop - share.start)
-            micro_batches.append(share.micro_batch)
+            starts.append(share.start)
         return Shares(
             positions=np.concatenate(positions),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
             batch_rows=np.minimum(
                 self.batch_size, self.rows - np.arange(first, stop) * self.batch_size
             ).astype(np.int32),
-            micro_batches=np.array(micro_batches, np.int32),
+            starts=np.array(starts, np.int32),
         )
 
 

@@ -39,6 +39,9 @@ MOVE_DTYPES = {
 # since each message costs a latency: 1 MiB takes 0.8 ms at 10 Gbit/s, a latency about a tenth.
 _LARGE = 2**20
 
+# Stands in the name of every operation of a collective in a graph.
+COLLECTIVE = "ddp_gd_collective"
+
 
 class ProgramOrder:
     """Runs the collectives of a graph one after another, in the order in which they were written.
@@ -90,6 +93,13 @@ class ProgramOrder:
         if self._zero is None:
             with tf.init_scope(), tf.device("/cpu:0"):
                 self._zero = tf.Variable(0, dtype=tf.int32, trainable=False, name="ddp_gd_zero")
+        with tf.name_scope(COLLECTIVE):
+            return self._in_turn(collective, tensors, overlapping)
+
+    def _in_turn(
+        self, collective: Callable[..., list[Tensor]], tensors: Sequence[Tensor], overlapping: bool
+    ) -> list[Tensor]:
+        assert self._zero is not None
         zero = self._zero.read_value()
         # The whole tensor, uncopied; but no constant, because it starts where a variable says.
         inputs = [tf.slice(t, tf.fill([t.shape.rank], zero), [-1] * t.shape.rank) for t in tensors]

@@ -216,17 +216,6 @@ def _causes(run: Outcome, other: Outcome, started: bool) -> Iterator[str]:
             "(keras.utils.set_random_seed) before the model is built"
         )
         return
-    cut_by_workers = not run.bitwise and not run.start["micro_batch_size"]
-    if cut_by_workers and run.start["batch_statistics"]:
-        yield (
-            f"batch statistics: {', '.join(run.start['batch_statistics'])} normalise by a worker's "
-            "share of each mini-batch; give micro_batch_size"
-        )
-    if cut_by_workers and run.start["random"]:
-        yield (
-            f"a random layer: {', '.join(run.start['random'])} draw other numbers for each "
-            "worker's share; give micro_batch_size"
-        )
     if run.start["constant_seeds"]:
         yield (
             f"a random layer: {run.start['constant_seeds'][0]} draws numbers by a seed of the "

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
 
@@ -66,7 +67,7 @@ def require_tracked_state(function: Any) -> None:
         ModelError: naming the operation.
     """
     for operation in operations(function):
-        if _WRITES.match(operation.type):
+        if _WRITES.match(operation.type) and COLLECTIVE not in operation.name:
             raise ModelError(
                 f"{operation.name!r} in the model writes to a tf.Variable itself, and what several "
                 "workers or micro-batches write can't be put together. Make the variable with the "

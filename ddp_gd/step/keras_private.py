@@ -4,17 +4,23 @@ Private names of theirs stand here and nowhere else, each behind a function. A t
 of them on the installed versions and names those that moved.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from tensorflow.python.framework import op_callbacks
 
 Tensor = Any
 
 # For tf.function: the function keeps its own graph wherever it is called.
 KEEPS_ITS_GRAPH = {"_noinline": True}
+
+# What Keras's fit and train_step call, and a model may override.
+PARTS_OF_THE_STEP = ("make_train_function", "make_test_function", "_compute_loss")
 
 
 def build(model: keras.Model, batch: Any) -> None:
@@ -69,7 +75,7 @@ def global_seed(make: bool = False) -> Any:
 def losses(model: keras.Model) -> list[Any]:
     """The losses that `compile` was given, one for each output that has one, once built."""
     compiled = model._compile_loss
-    return [] if compiled is None else [entry.loss for entry in compiled._flat_losses]
+    return [] if compiled is None else [e.loss for e in compiled._flat_losses or []]
 
 
 def loss_weights(model: keras.Model) -> Any:
@@ -107,16 +113,6 @@ def function_settings(loss: Any) -> dict[str, Any]:
     return dict(getattr(loss, "_fn_kwargs", {}))
 
 
-def metric_function(metric: keras.metrics.MeanMetricWrapper) -> Callable[..., Tensor]:
-    """The function whose mean a metric is."""
-    return metric._fn
-
-
-def set_metric_function(metric: keras.metrics.MeanMetricWrapper, function: Any) -> None:
-    """Give a metric another function."""
-    metric._fn = function
-
-
 def mask(tensor: Tensor) -> Tensor | None:
     """The mask that a layer attached to an output."""
     return getattr(tensor, "_keras_mask", None)
@@ -125,6 +121,64 @@ def mask(tensor: Tensor) -> Tensor | None:
 def set_mask(tensor: Tensor, value: Tensor) -> None:
     """Attach a mask to a tensor, as a layer does."""
     tensor._keras_mask = value
+
+
+@contextlib.contextmanager
+def applied_gradients(optimizer: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """Pairs of a variable and the gradient that an optimizer is given in here, whoever gives it."""
+    seen: list[tuple[Any, Any]] = []
+    if optimizer is None:
+        yield seen
+        return
+    apply = optimizer.apply
+
+    def noted(gradients: Any, trainable_variables: Any = None) -> None:
+        apply(gradients, trainable_variables)
+        variables = (
+            optimizer._trainable_variables if trainable_variables is None else trainable_variables
+        )
+        seen.extend(zip(variables, gradients, strict=True))
+
+    vars(optimizer)["apply"] = noted
+    try:
+        yield seen
+    finally:
+        del vars(optimizer)["apply"]
+
+
+@contextlib.contextmanager
+def watched_layers() -> Iterator[list[tuple[str, Tensor]]]:
+    """The layers that are called in here, the inner ones first, and what they return."""
+    seen: list[tuple[str, Tensor]] = []
+    call = keras.Layer.__call__
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(self, *args, **kwargs)
+        tensors = [t for t in keras.tree.flatten(outputs) if tf.is_tensor(t)]
+        seen.extend((self.name, tensor) for tensor in tensors)
+        return outputs
+
+    keras.Layer.__call__ = noted
+    try:
+        yield seen
+    finally:
+        keras.Layer.__call__ = call
+
+
+@contextlib.contextmanager
+def batch_moments(moments: Callable[[Tensor, Tensor | None, list[int]], Any]) -> Iterator[None]:
+    """Let every BatchNormalization in here take the moments of a batch from `moments`.
+
+    Args:
+        moments: called with inputs, mask and the axes to reduce; returns mean and variance.
+    """
+    layer = keras.layers.BatchNormalization
+    own = layer._moments
+    layer._moments = lambda self, inputs, mask: moments(inputs, mask, self._reduction_axes)
+    try:
+        yield
+    finally:
+        layer._moments = own
 
 
 # Callbacks
@@ -148,3 +202,40 @@ def inner_graphs(graph: Any) -> Iterator[Any]:
     for atomic in graph._functions.values():
         if (inner := getattr(atomic, "graph", None)) is not None:
             yield inner
+
+
+def same_operation(kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any]) -> list[Tensor]:
+    """Write an operation into the graph that is being traced."""
+    graph = tf.compat.v1.get_default_graph()
+    return graph._create_op_internal(kind, list(inputs), attrs=attributes).outputs
+
+
+@contextlib.contextmanager
+def replacing_operations(
+    replace: Callable[[str, Sequence[Tensor], dict[str, Any], Sequence[Tensor]], Any],
+) -> Iterator[None]:
+    """Let a function see each operation that is written into a graph, and give other outputs.
+
+    Args:
+        replace: called with type, inputs, attributes and outputs; returns other outputs, or None.
+    """
+
+    def callback(
+        kind: str,
+        inputs: Any,
+        attributes: tuple,
+        outputs: Any,
+        op_name: Any = None,
+        graph: Any = None,
+    ) -> Any:
+        if graph is None:  # runs eagerly: no part of what is traced
+            return None
+        return replace(
+            kind, inputs, dict(zip(attributes[::2], attributes[1::2], strict=True)), outputs
+        )
+
+    op_callbacks.add_op_callback(callback)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(callback)

@@ -23,6 +23,7 @@ from keras import ops
 
 from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
+from ddp_gd.step.rules import Meeting
 
 Tensor = Any
 Loss = Callable[..., Tensor]
@@ -33,22 +34,19 @@ class CompiledLosses:
 
     Args:
         model: compiled, and built by Keras on the data's shapes.
-        splits: whether a global mini-batch will be cut into several pieces. Losses that can't be
-            cut (`ModelError`) are accepted when it is not.
+        met: those that are found to compare rows.
     """
 
-    def __init__(self, model: keras.Model, splits: bool):
+    def __init__(self, model: keras.Model, met: frozenset[int] = frozenset()):
         self._model = model
+        self._met = met
         self._losses = keras_private.losses(model)
-        self._splits = splits
 
     def __len__(self) -> int:
         return len(self._losses)
 
     def denominators(self, y: Any, y_pred: Any, sample_weight: Any) -> Tensor | None:
         """What each loss divides by on these rows, where that depends on the data.
-
-        Only for a global mini-batch that is cut into pieces.
 
         Returns:
             float32, shape (losses,), with 0 where it is the number of rows or nothing; None if that
@@ -57,7 +55,8 @@ class CompiledLosses:
         counts: list[Tensor] = []
 
         def count(index: int, loss: Loss, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
-            counts.append(self._denominator(loss, y_true, y_pred, weight))
+            met = self._why_rows_meet(index, loss, y_true, y_pred)
+            counts.append(None if met else self._denominator(loss, y_true, y_pred, weight))
             return tf.zeros(())
 
         self._visit(count, y, y_pred, sample_weight)
@@ -66,7 +65,13 @@ class CompiledLosses:
         return tf.stack([tf.zeros(()) if counted is None else counted for counted in counts])
 
     def __call__(
-        self, y: Any, y_pred: Any, sample_weight: Any, row_share: Tensor, totals: Tensor
+        self,
+        y: Any,
+        y_pred: Any,
+        sample_weight: Any,
+        row_share: Tensor,
+        totals: Tensor,
+        meeting: Meeting | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """These rows' part of the global mini-batch's compiled loss.
 
@@ -76,6 +81,7 @@ class CompiledLosses:
             sample_weight: None, or their weights.
             row_share: scalar, rows here / rows of the global mini-batch.
             totals: `denominators` of the whole global mini-batch, shape (losses,).
+            meeting: where the rows of all workers come together, if they can.
 
         Returns:
             The sum of all losses with their loss weights, and each alone without: scalars that,
@@ -84,9 +90,16 @@ class CompiledLosses:
         parts: list[Tensor] = []
 
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
+            if problem := self._why_rows_meet(index, loss, y_true, y_pred):
+                value = _of_all_rows(loss, problem, y_true, y_pred, weight, meeting)
+                # Once over all workers, but with the gradient by this worker's own rows.
+                value += tf.stop_gradient(tf.cast(row_share - 1, value.dtype) * value)
+                self._require_scalar(loss, value)
+                parts.append(value)
+                return value
             value = loss(y_true, y_pred, weight)
             self._require_scalar(loss, value)
-            if self._splits and loss.reduction != "sum":
+            if loss.reduction != "sum":
                 own = self._denominator(loss, y_true, y_pred, weight)
                 fraction = row_share
                 if own is not None:
@@ -109,9 +122,20 @@ class CompiledLosses:
         ones = _Ones(loss)
         weighted = loss.reduction == "mean_with_sample_weight" and weight is not None
         denominator = ones(y_true, y_pred, weight if weighted else None)
-        _require_rows(loss, ones.rank)
         masked = ones.masked or keras_private.mask(y_pred) is not None
         return ops.cast(denominator, "float32") if masked or weighted else None
+
+    def _why_rows_meet(self, index: int, loss: Any, y_true: Any, y_pred: Any) -> str:
+        """Why a loss's value for one row can't be told from the other rows' values, or nothing."""
+        if index in self._met:
+            return "compares the rows of a batch"
+        if type(loss).__call__ is not keras.losses.Loss.__call__:
+            return "overrides __call__, so how it reduces the rows is not known"
+        if isinstance(loss, keras.losses.Circle):
+            return "compares each row with every other row of the batch"
+        if len(loss.call(*_as_keras_has_them(loss, y_true, y_pred)).shape) == 0:
+            return "returns one number for the whole batch"
+        return ""
 
     @staticmethod
     def _require_scalar(loss: Any, value: Tensor) -> None:
@@ -132,13 +156,11 @@ class _Ones(keras.losses.Loss):
     def __init__(self, loss: Any):
         super().__init__(name="denominator", reduction="sum", dtype=loss.dtype)
         self._loss = loss
-        self.rank = 0
         self.masked = False
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         values = self._loss.call(y_true, y_pred)
         ones = ops.ones_like(values)
-        self.rank = len(values.shape)
         mask = keras_private.mask(values)
         if mask is not None:  # `ignore_class` of the sparse cross-entropy, say
             self.masked = True
@@ -146,19 +168,28 @@ class _Ones(keras.losses.Loss):
         return ones
 
 
-def _require_rows(loss: Any, rank: int) -> None:
-    """Refuse a loss whose value for one row can't be told from the other rows' values."""
-    if type(loss).__call__ is not keras.losses.Loss.__call__:
-        problem = "overrides __call__, so how it reduces the rows is not known"
-    elif isinstance(loss, keras.losses.Circle):
-        problem = "compares each row with every other row of the batch"
-    elif rank == 0:
-        problem = "returns one number for the whole batch"
-    else:
-        return
-    raise ModelError(
-        f"The loss {loss.name!r} {problem}, so a global mini-batch can't be cut into the shares of "
-        "several workers or into micro-batches. Use a loss that returns one value per row (leave "
-        "the mean over rows to Keras; for Dice and Tversky pass axis), or train it on one worker "
-        "without micro_batch_size."
-    )
+def _of_all_rows(
+    loss: Any, problem: str, y_true: Any, y_pred: Any, weight: Any, meeting: Meeting | None
+) -> Tensor:
+    """The loss of the rows of all workers. Collective."""
+    if meeting is None:
+        raise ModelError(
+            f"The loss {loss.name!r} {problem}, so a global mini-batch can't be cut into "
+            "micro-batches. Use a loss that returns one value per row (leave the mean over rows to "
+            "Keras; for Dice and Tversky pass axis), or leave micro_batch_size and bitwise=True "
+            "out: on several workers the outputs of all rows then come together."
+        )
+    every = keras.tree.map_structure(meeting.all_rows, (y_true, y_pred, weight))
+    for own, all_rows in zip(*map(keras.tree.flatten, (y_pred, every[1])), strict=True):
+        if (mask := keras_private.mask(own)) is not None:
+            keras_private.set_mask(all_rows, meeting.all_rows(mask))
+    return loss(*every)
+
+
+def _as_keras_has_them(loss: Any, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Targets and outputs in the dtype of the loss, as `Loss.__call__` hands them on."""
+
+    def convert(value: Any) -> Any:
+        return ops.convert_to_tensor(value, dtype=loss.dtype)
+
+    return keras.tree.map_structure(convert, y_true), keras.tree.map_structure(convert, y_pred)

@@ -1,15 +1,20 @@
 """One micro-batch: forward, backward, and its part of every sum."""
 
+import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
+from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
+from ddp_gd.step import draws, keras_private, statistics
 from ddp_gd.step.losses import CompiledLosses
-from ddp_gd.step.state import Changes, ModelState
+from ddp_gd.step.rules import Meeting, Rules
+from ddp_gd.step.state import Changes, Copies, ModelState
 
 Tensor = Any
 
@@ -53,30 +58,66 @@ class Layout(NamedTuple):
         return gradients
 
 
+class _Passed(NamedTuple):
+    """What a forward pass gave."""
+
+    outputs: Any
+    loss: Tensor
+    losses: list[Tensor]
+    extras: list[Tensor]
+
+
+class Evidence(NamedTuple):
+    """What a piece of a global mini-batch computes, before anything is put together."""
+
+    outputs: list[Tensor]  # of the model
+    losses: list[Tensor]  # parts of the compiled losses
+    extras: list[Tensor]  # the entries of model.losses
+    gradients: list[Tensor]  # dense, of each weight that has one
+    state: list[Tensor]  # the new values of the variables that the forward pass changes
+    metrics: list[Tensor]  # and of the metrics' states
+
+
 class MicroBatch:
     """A model's forward and backward pass through the rows of a micro-batch.
 
     Args:
         model: compiled and built.
         signature: structure, dtypes and shapes of the rows.
-        splits: whether a global mini-batch will be cut into several pieces.
+        together: the workers, where batch statistics, and losses in which rows meet, are those of
+            the rows of all of them; None where there are micro-batches.
+        rules: how the shares make up the whole.
         training: False for evaluation: no gradient, layers in inference mode.
+        moments: of a batch for BatchNormalization, in the place of those of the rows.
     """
 
-    def __init__(self, model: keras.Model, signature: Signature, *, splits: bool, training: bool):
+    def __init__(
+        self,
+        model: keras.Model,
+        signature: Signature,
+        together: Communicator | None,
+        rules: Rules,
+        *,
+        training: bool,
+        moments: Callable[..., Any] | None = None,
+    ):
         _require_keras_step(model)
-        self.state = ModelState(model, splits)
-        self.losses = CompiledLosses(model, splits)
+        self.state = ModelState(model)
+        self.losses = CompiledLosses(model, rules.met_losses)
+        self.rules = rules
         self._model = model
         self._signature = signature
+        self._together = together
         self._training = training
+        self._moments = moments
 
     def sums(
         self,
         state: list[Tensor],
         rows: list[Tensor],
+        first: Tensor,
+        count: Tensor,
         batch_rows: Tensor,
-        number: Tensor,
         totals: Tensor,
     ) -> tuple[tuple[Sums, Pieces], Layout]:
         """Go forward and backward through one micro-batch.
@@ -84,27 +125,22 @@ class MicroBatch:
         Args:
             state: values of the model's variables, as `ModelState.read` gives them.
             rows: of the micro-batch, as the signature describes them.
+            first: the first one's place in the global mini-batch.
+            count: how many there are; 0 where one row stands for none.
             batch_rows: rows of the global mini-batch.
-            number: of the micro-batch within the global mini-batch.
             totals: denominators of the whole global mini-batch, see `losses`.
         """
-        model = self._model
-        x, y, sample_weight = self._signature.unpack(rows)
-        row_share = tf.cast(tf.shape(rows[0])[0], tf.float32) / tf.cast(batch_rows, tf.float32)
-        weights = self.state.weights_of(state)
-        with self.state.copies(state, number) as copies:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(weights)
-                y_pred = self._forward(x, self._training)
-                loss, losses = self.losses(y, y_pred, sample_weight, row_share, totals)
-                for extra in model.losses:  # weight and activity regularisers, add_loss
-                    value = keras_private.additional_loss(model, extra)
-                    loss += tf.cast(tf.cast(row_share, value.dtype) * value, loss.dtype)
-                scaled = model.optimizer.scale_loss(loss) if self._training else loss
-            model.compute_metrics(x, y, y_pred, sample_weight)
-            new_state, metrics, changes = self.state.sums(copies, row_share, number)
-        trained = self.state.weights if self._training else []
-        gradients = tape.gradient(scaled, weights[: len(trained)])
+        place = draws.Rows(first, count, batch_rows)
+        metrics = None
+        if self.rules.met_metrics:  # each worker updates them for all rows
+            metrics = [tf.convert_to_tensor(v.value) for v in self.state.metrics]
+        with self.state.copies(state, metrics) as copies:
+            passed, trained, gradients = self._pass(copies, state, rows, place, totals)
+            row_share = _fraction(place)
+            new_state, new_metrics, changes = self.state.sums(
+                copies, self.rules, row_share, tf.equal(first, 0)
+            )
+            copies.require_listed()
         slices = [g for g in gradients if isinstance(g, tf.IndexedSlices)]
         dense = [
             tf.ensure_shape(gradient, weight.shape)
@@ -112,32 +148,152 @@ class MicroBatch:
             if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
         ]
         return (
-            Sums(loss, losses, dense, new_state, metrics),
+            Sums(passed.loss, passed.losses, dense, new_state, new_metrics),
             Pieces([g.indices for g in slices], [g.values for g in slices]),
         ), Layout(trained, [type(gradient) for gradient in gradients], changes)
 
-    def denominators(self, state: list[Tensor], rows: list[Tensor]) -> tuple[Tensor | None, tuple]:
+    def evidence(
+        self,
+        state: list[Tensor],
+        rows: list[Tensor],
+        first: Tensor,
+        count: Tensor,
+        batch_rows: Tensor,
+        totals: Tensor,
+        metrics: list[Tensor],
+    ) -> tuple[Evidence, Layout]:
+        """What a piece computes, to be compared with the whole; `metrics` is what those begin with.
+
+        The other arguments are those of `sums`.
+        """
+        place = draws.Rows(first, count, batch_rows)
+        with self.state.copies(state, metrics) as copies:
+            passed, trained, gradients = self._pass(copies, state, rows, place, totals)
+            changes = self.state.changes(copies)
+            found = Evidence(
+                [tf.convert_to_tensor(output) for output in keras.tree.flatten(passed.outputs)],
+                passed.losses,
+                passed.extras,
+                [
+                    tf.ensure_shape(tf.convert_to_tensor(gradient), weight.shape)
+                    for gradient, weight in zip(gradients, trained, strict=True)
+                    if gradient is not None
+                ],
+                [copies.value(v) for v in changes.state],
+                [copies.value(v) for v in changes.metrics],
+            )
+        return found, Layout(trained, [type(gradient) for gradient in gradients], changes)
+
+    def layer_outputs(
+        self,
+        state: list[Tensor],
+        rows: list[Tensor],
+        first: Tensor,
+        count: Tensor,
+        batch_rows: Tensor,
+    ) -> tuple[list[Tensor], list[str]]:
+        """What each layer gives in a forward pass, and its name."""
+        x, _, _ = self._signature.unpack(rows)
+        place = draws.Rows(first, count, batch_rows)
+        with (
+            self.state.copies(state),
+            draws.of_rows(place),
+            self._statistics(count),
+            keras_private.watched_layers() as seen,
+        ):
+            self._forward(x, self._training)
+        return [tensor for _, tensor in seen], [name for name, _ in seen]
+
+    def denominators(
+        self,
+        state: list[Tensor],
+        rows: list[Tensor],
+        first: Tensor,
+        count: Tensor,
+        batch_rows: Tensor,
+    ) -> tuple[Tensor | None, tuple]:
         """What each loss divides by on one micro-batch, None if its rows tell; and no pieces.
 
         Only masks are needed of the forward pass: TensorFlow prunes the rest from the graph.
         """
         x, y, sample_weight = self._signature.unpack(rows)
-        with self.state.copies(state, tf.constant(0)):
-            y_pred = self._forward(x, training=False)
+        with self.state.copies(state), draws.of_rows(draws.Rows(first, count, batch_rows)):
+            y_pred = self._forward(x, self._training)
             return self.losses.denominators(y, y_pred, sample_weight), ()
+
+    def _pass(
+        self,
+        copies: Copies,
+        state: list[Tensor],
+        rows: list[Tensor],
+        place: draws.Rows,
+        totals: Tensor,
+    ) -> tuple[_Passed, list[Any], list[Any]]:
+        """Go forward and backward; return also the trained weights, and their gradients."""
+        model = self._model
+        x, y, sample_weight = self._signature.unpack(rows)
+        weights = self.state.weights_of(state)
+        row_share = _fraction(place)
+        meeting = None
+        if self._together is not None:
+            meeting = Meeting(self._together, place.first, place.count)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            copies.scope.tape = tape
+            with draws.of_rows(place), self._statistics(place.count):
+                y_pred = self._forward(x, self._training)
+                loss, losses = self.losses(y, y_pred, sample_weight, row_share, totals, meeting)
+                # Weight and activity regularisers, add_loss.
+                extras = [keras_private.additional_loss(model, extra) for extra in model.losses]
+            for number, value in enumerate(extras):
+                if number not in self.rules.summed_losses:
+                    value = tf.cast(row_share, value.dtype) * value
+                loss += tf.cast(value, loss.dtype)
+            scaled = model.optimizer.scale_loss(loss) if self._training else loss
+        measured = (y, y_pred, sample_weight)
+        if self.rules.met_metrics:
+            if meeting is None:
+                raise ModelError(
+                    "Rows meet in a metric of the model, or what it keeps is no sum over rows, so "
+                    "it can't be put together from micro-batches. Use a metric that keeps sums, or "
+                    "leave micro_batch_size and bitwise=True out."
+                )
+            measured = keras.tree.map_structure(meeting.all_rows, measured)
+        model.compute_metrics(x, *measured)
+        trained = self.state.weights if self._training else []
+        gradients = copies.gradients(tape, scaled, weights[: len(trained)])
+        return _Passed(y_pred, loss, losses, extras), trained, gradients
 
     def _forward(self, x: Any, training: bool) -> Any:
         if keras_private.takes_training(self._model):
             return self._model(x, training=training)
         return self._model(x)
 
+    def _statistics(self, count: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Let batch statistics be those of the rows of all workers, where they are to be."""
+        moments = self._moments
+        if moments is None and self._together is not None and self._together.size > 1:
+            moments = functools.partial(statistics.moments, self._together, count)
+        return contextlib.nullcontext() if moments is None else keras_private.batch_moments(moments)
+
+
+def _fraction(place: draws.Rows) -> Tensor:
+    return tf.cast(place.count, tf.float32) / tf.cast(place.whole, tf.float32)
+
 
 def _require_keras_step(model: keras.Model) -> None:
     """Refuse a model that replaces the parts of Keras's step that are done here."""
-    for name in ("train_step", "test_step", "compute_loss"):
-        if getattr(type(model), name) is not getattr(keras.Model, name):
+    for name in (
+        "train_step",
+        "test_step",
+        "compute_loss",
+        "compute_metrics",
+        *keras_private.PARTS_OF_THE_STEP,
+    ):
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name):
             raise ModelError(
                 f"{type(model).__name__} overrides {name}(), and what that computes can't be cut "
-                "into the shares of several workers. Give the loss to compile(loss=...), or call "
-                "add_loss() with a mean over rows, and leave the override out."
+                "into the shares of several workers or into micro-batches. Give the loss to "
+                "compile(loss=...), or call add_loss() with a mean over rows, and leave the "
+                "override out; or train it on one worker without micro_batch_size."
             )

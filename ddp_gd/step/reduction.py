@@ -33,7 +33,9 @@ class Function(Protocol):
         ...
 
 
-Arguments = Callable[[list[Tensor], Tensor], tuple]
+# Called with the rows of a micro-batch, the first one's place in the global mini-batch, and how
+# many are real: 0 where a row stands for none.
+Arguments = Callable[[list[Tensor], Tensor, Tensor], tuple]
 # Numbers that a worker gives whatever its share, float32, from its own (sums, pieces).
 Flags = Callable[[list[tuple[Any, Any]]], Tensor]
 
@@ -47,7 +49,7 @@ class AllReduce:
 
     Args:
         communicator: the workers.
-        micro_batch_size: rows of a micro-batch; None makes the share one, and never empty.
+        micro_batch_size: rows of a micro-batch; None makes the share one.
     """
 
     # Whether a graph is made for one number of micro-batches.
@@ -62,17 +64,17 @@ class AllReduce:
         function: Function,
         arguments: Arguments,
         share: list[Tensor],
-        first: Tensor,
+        start: Tensor,
         micro_batches: int,
         flags: Flags = _no_flags,
     ) -> tuple[Any, Any, Tensor, Tensor]:
-        """Sum `function(*arguments(rows, number))` over the micro-batches of all workers.
+        """Sum `function(*arguments(rows, first, count))` over the micro-batches of all workers.
 
         Args:
             function: see `Function`.
-            arguments: the function's, for a micro-batch of these rows and this number.
+            arguments: the function's, for a micro-batch.
             share: this worker's rows.
-            first: number of its first micro-batch.
+            start: the first one's place in the global mini-batch.
             micro_batches: how many the step has; not needed here.
             flags: numbers that every worker gives, whatever its share.
 
@@ -80,9 +82,9 @@ class AllReduce:
             The sums and pieces of all workers; this worker's flags; the sum of all flags.
         """
         if self._size is None:
-            sums, pieces = function(*arguments(share, first))
+            sums, pieces = self._whole_share(function, arguments, share, start)
         else:
-            sums, pieces = self._loop(function, arguments, share, first, self._size)
+            sums, pieces = self._loop(function, arguments, share, start, self._size)
         mine = flags([(sums, pieces)])
         if self._communicator.size == 1:
             return sums, pieces, mine, mine
@@ -90,20 +92,41 @@ class AllReduce:
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
         return tf.nest.pack_sequence_as(sums, added), joined, mine, all_flags
 
+    def _whole_share(
+        self, function: Function, arguments: Arguments, share: list[Tensor], start: Tensor
+    ) -> tuple[Any, Any]:
+        """Compute a share at once. An empty one, too: other workers wait for its statistics."""
+        count = tf.shape(share[0])[0]
+        empty = tf.equal(count, 0)
+
+        def one_row(array: Tensor) -> Tensor:
+            return tf.zeros(tf.concat([[1], tf.shape(array)[1:]], 0), array.dtype)
+
+        rows = [
+            tf.ensure_shape(tf.cond(empty, lambda a=a: one_row(a), lambda a=a: a), a.shape)
+            for a in share
+        ]
+        sums, pieces = function(*arguments(rows, start, count))
+        # Not times 0: what a row of zeros leads to may be NaN.
+        sums = tf.nest.map_structure(lambda t: tf.where(empty, tf.zeros_like(t), t), sums)
+        pieces = tf.nest.map_structure(lambda t: t[: tf.where(empty, 0, tf.shape(t)[0])], pieces)
+        return sums, pieces
+
     def _loop(
         self,
         function: Function,
         arguments: Arguments,
         share: list[Tensor],
-        first: Tensor,
+        start: Tensor,
         size: int,
     ) -> tuple[Any, Any]:
         rows = tf.shape(share[0])[0]
 
         def add(number: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
-            start = number * size
-            stop = start + tf.minimum(size, rows - start)
-            more = function(*arguments([array[start:stop] for array in share], first + number))
+            first = number * size
+            count = tf.minimum(size, rows - first)
+            piece = [array[first : first + count] for array in share]
+            more = function(*arguments(piece, start + first, count))
             return number + 1, _add(sums, more[0]), _join([pieces, more[1]])
 
         sums, pieces = function.structured_outputs
@@ -150,7 +173,7 @@ class CanonicalTree:
         function: Function,
         arguments: Arguments,
         share: list[Tensor],
-        first: Tensor,
+        start: Tensor,
         micro_batches: int,
         flags: Flags = _no_flags,
     ) -> tuple[Any, Any, Tensor, Tensor]:
@@ -244,8 +267,6 @@ class _Worker:
         self._begin = begin
         self._size = size
         self._lanes = lanes
-        self._called: list[Tensor] = []  # an output of each call so far
-        self._whole: dict[int, Any] = {}
 
     def node(self, node: tree.Node, leaves: int) -> tuple[Any, Any]:
         """Return `(sums, pieces)` of a node whose micro-batches are all this worker's."""
@@ -297,9 +318,11 @@ class _Worker:
         return held, [joined]
 
     def _micro_batch(self, number: Tensor) -> tuple[Any, Any]:
+        number = tf.convert_to_tensor(number)
         start = (number - self._begin) * self._size
         rows = [array[start : start + self._size] for array in self._share]
-        return self._function(*self._arguments(rows, tf.convert_to_tensor(number)))
+        count = tf.shape(rows[0])[0]
+        return self._function(*self._arguments(rows, number * self._size, count))
 
 
 def _carry(number: Tensor, value: Any, counter: list[Any], digit: int = 0) -> list[Any]:

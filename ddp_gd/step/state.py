@@ -4,13 +4,12 @@ Keras layers and metrics write to variables while they run. Here every micro-bat
 them (`keras.StatelessScope`), all made at the start of the step, and what it would have written is
 added up over the micro-batches of all workers:
 
-    metric states          added: they are sums over rows
+    metric states          added: they are sums over rows, or made of the outputs of all rows
     float state            row-weighted mean: BatchNormalization's moving statistics, say, which
                            are then moved once a step by the mean of what each micro-batch saw
     seeds, counters        the first micro-batch's
 
-A random layer draws from a seed of its own in each micro-batch, folded from the layer's seed and
-the micro-batch's number; the first one draws what `fit` would have drawn.
+Where one of them is something else, `proof` finds the rule, or refuses the model.
 """
 
 import contextlib
@@ -18,13 +17,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
-from keras import tree
 
 from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
 from ddp_gd.step.keras_private import global_seed
+from ddp_gd.step.rules import Rules
 
 Tensor = Any
 
@@ -35,39 +33,37 @@ class Changes(NamedTuple):
     state: list[Any]
     metrics: list[Any]
 
-    @property
-    def draws_globally(self) -> bool:
-        """Whether a forward pass draws from Keras's global generator."""
-        seed = global_seed()
-        return any(variable is seed for variable in self.state)
-
-    def assign(self, state: list[Tensor], metrics: list[Tensor]) -> None:
+    def assign(self, state: list[Tensor], metrics: list[Tensor], rules: Rules) -> None:
         """Write the reduced state, and add the reduced metrics to those of the epoch."""
         for variable, value in zip(self.state, state, strict=True):
             variable.assign(value)
         for variable, value in zip(self.metrics, metrics, strict=True):
-            variable.assign_add(value)
+            (variable.assign if rules.met_metrics else variable.assign_add)(value)
 
-    def layers_seeing_shares(
-        self, model: keras.Model, seeds: bool = True, statistics: bool = True
-    ) -> list[str]:
-        """Names of the layers for which it matters how a global mini-batch is cut.
 
-        Args:
-            model: whose layers.
-            seeds: those that draw random numbers.
-            statistics: those that keep statistics of what they see.
+class _Scope(keras.StatelessScope):
+    """Remembers which variables were written to, and lets a tape see what weights become."""
+
+    def __init__(self, start: list[tuple[Any, Tensor]], weights: list[Any]):
+        super().__init__(start, collect_losses=True)
+        self.tape: Any = None
+        self.written: dict[int, Any] = {}
+        self.became: list[tuple[int, Tensor]] = []  # places of weights, and values they were given
+        self._places = {id(weight): place for place, weight in enumerate(weights)}
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Take the new value of a variable.
+
+        What is assigned to a weight has no gradient by what it was made of; what is read of it
+        afterwards is the weight, as where Keras assigns to its variable.
         """
-        changed = {
-            id(v)
-            for v in self.state
-            if (seeds if is_seed(v) else statistics and v.dtype.startswith("float"))
-        }
-        return [
-            layer.name
-            for layer in keras_private.layers(model, include_self=False)
-            if any(id(variable) in changed for variable in keras_private.own_state(layer))
-        ]
+        variable, value = update
+        self.written[id(variable)] = variable
+        if self.tape is not None and id(variable) in self._places:
+            value = tf.stop_gradient(tf.cast(value, variable.dtype))
+            self.tape.watch(value)
+            self.became.append((self._places[id(variable)], value))
+        super().add_update((variable, value))
 
 
 class Copies:
@@ -75,19 +71,51 @@ class Copies:
 
     Args:
         start: each variable, and the value that it has before.
+        weights: those that are trained.
     """
 
-    def __init__(self, start: list[tuple[Any, Tensor]]):
-        self.scope = keras.StatelessScope(start, collect_losses=True)
+    def __init__(self, start: list[tuple[Any, Tensor]], weights: list[Any]):
+        self.scope = _Scope(start, weights)
         self._start = dict(self.scope.state_mapping)
+        self.scope.written.clear()
 
     def changed(self, variables: list[Any]) -> list[Any]:
         """Those of the variables that were written to."""
-        return [v for v in variables if self.value(v) is not self._start[id(v)]]
+        return [v for v in variables if id(v) in self.scope.written]
 
     def value(self, variable: Any) -> Tensor:
         """What a variable has become."""
-        return self.scope.get_current_value(variable)
+        return tf.ensure_shape(self.scope.get_current_value(variable), variable.shape)
+
+    def before(self, variable: Any) -> Tensor:
+        """What a variable was."""
+        return self._start[id(variable)]
+
+    def gradients(self, tape: Any, loss: Tensor, weights: list[Tensor]) -> list[Any]:
+        """The gradient by each weight: by what it was, and by what it has become."""
+        became = self.scope.became
+        found = tape.gradient(loss, [*weights, *(value for _, value in became)])
+        gradients, more = found[: len(weights)], found[len(weights) :]
+        for (place, _), gradient in zip(became, more, strict=True):
+            if gradient is not None and place < len(gradients):
+                both = [g for g in (gradients[place], gradient) if g is not None]
+                gradients[place] = gradient if len(both) == 1 else tf.add_n(both)
+        return gradients
+
+    def require_listed(self) -> None:
+        """Refuse writes to variables that the model doesn't list.
+
+        Raises:
+            ModelError: naming the variable.
+        """
+        for number, variable in self.scope.written.items():
+            if number not in self._start:
+                raise ModelError(
+                    f"The step writes to the variable {variable.path!r}, which is none of the "
+                    "model's layers or metrics, and what several workers or micro-batches write "
+                    "can't be put together. Make it with add_weight(trainable=False) of a layer, "
+                    "or train on one worker without micro_batch_size."
+                )
 
 
 class ModelState:
@@ -95,60 +123,67 @@ class ModelState:
 
     Args:
         model: compiled and built.
-        splits: whether a global mini-batch will be cut into several pieces; metrics that can't be
-            added up (`ModelError`) are accepted when it is not.
     """
 
-    def __init__(self, model: keras.Model, splits: bool):
+    def __init__(self, model: keras.Model):
         self.model = model
-        self.splits = splits
         self.weights = list(model.trainable_variables)
-        self._others = other_variables(model)
-        self._metrics = list(model.metrics_variables)
-        if splits:
-            _require_sums(model)
+        self.others = other_variables(model)
+        self.metrics = list(model.metrics_variables)
 
     @property
     def specs(self) -> list[tf.TensorSpec]:
         """`tf.TensorSpec` of each tensor of `read`."""
-        return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self._others]]
+        return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self.others]]
 
     def read(self) -> list[Tensor]:
         """The values of all variables that a forward pass reads: once a step."""
-        return [tf.convert_to_tensor(v.value) for v in [*self.weights, *self._others]]
+        return [tf.convert_to_tensor(v.value) for v in [*self.weights, *self.others]]
 
     def weights_of(self, values: list[Tensor]) -> list[Tensor]:
         """Those of `read` that belong to `weights`."""
         return values[: len(self.weights)]
 
     @contextlib.contextmanager
-    def copies(self, values: list[Tensor], micro_batch: Tensor) -> Iterator[Copies]:
+    def copies(self, values: list[Tensor], metrics: list[Tensor] | None = None) -> Iterator[Copies]:
         """Let layers and metrics run on copies of their variables.
 
         Args:
             values: of the variables, as `read` gives them.
-            micro_batch: int32 scalar, number of the micro-batch within its global mini-batch.
+            metrics: the states that metrics begin with; zero by default.
         """
-        variables = zip([*self.weights, *self._others], values, strict=True)
-        start = [(v, _fold(value, micro_batch) if is_seed(v) else value) for v, value in variables]
-        copies = Copies([*start, *((v, tf.zeros(v.shape, v.dtype)) for v in self._metrics)])
-        checked = _checked_metrics(self.model) if self.splits else contextlib.nullcontext()
-        with copies.scope, checked:
+        if metrics is None:
+            metrics = [tf.zeros(v.shape, v.dtype) for v in self.metrics]
+        start = zip([*self.weights, *self.others], values, strict=True)
+        copies = Copies([*start, *zip(self.metrics, metrics, strict=True)], self.weights)
+        with copies.scope:
             yield copies
 
+    def changes(self, copies: Copies) -> Changes:
+        """What a forward pass has written to, weights included."""
+        state = copies.changed([*self.others, *self.weights])
+        return Changes(state, copies.changed(self.metrics))
+
     def sums(
-        self, copies: Copies, row_share: Tensor, micro_batch: Tensor
+        self, copies: Copies, rules: Rules, row_share: Tensor, is_first: Tensor
     ) -> tuple[list[Tensor], list[Tensor], Changes]:
         """What the micro-batch adds to state and metrics; only what it changed is listed."""
-        changes = Changes(copies.changed(self._others), copies.changed(self._metrics))
+        changes = self.changes(copies)
+
+        def once(value: Tensor) -> Tensor:
+            return tf.where(is_first, value, tf.zeros_like(value))
+
         state = []
         for variable in changes.state:
-            value = tf.ensure_shape(copies.value(variable), variable.shape)
-            if value.dtype.is_floating:
+            value, before = copies.value(variable), copies.before(variable)
+            if variable.path in rules.summed_state:
+                state.append(value - before + once(before))
+            elif value.dtype.is_floating and variable.path not in rules.same_state:
                 state.append(value * tf.cast(row_share, value.dtype))
             else:
-                state.append(tf.where(micro_batch == 0, value, tf.zeros_like(value)))
-        return state, [copies.value(v) for v in changes.metrics], changes
+                state.append(once(value))
+        metrics = [copies.value(v) for v in changes.metrics]
+        return state, list(map(once, metrics)) if rules.met_metrics else metrics, changes
 
 
 def log_losses(model: keras.Model, loss: Tensor, losses: list[Tensor], batch_rows: Tensor) -> None:
@@ -170,60 +205,3 @@ def other_variables(model: keras.Model) -> list[Any]:
 def non_trainable_variables(model: keras.Model) -> list[Any]:
     """Each once, in model order."""
     return list({id(v): v for v in model.non_trainable_variables}.values())
-
-
-def is_seed(variable: Any) -> bool:
-    """Tell whether the variable is the state of a `keras.random.SeedGenerator`."""
-    return variable.name == "seed_generator_state"
-
-
-def _fold(seed: Tensor, micro_batch: Tensor) -> Tensor:
-    folded = tf.random.experimental.stateless_fold_in(seed, tf.cast(micro_batch, seed.dtype))
-    return tf.where(micro_batch == 0, seed, folded)
-
-
-def _require_sums(model: keras.Model) -> None:
-    """Refuse metrics whose state is not a sum over rows that begins at zero."""
-    for metric in _flat_metrics(model):
-        metric.reset_state()
-        for variable in metric.variables:
-            if variable.aggregation != "sum" or np.any(variable.value.numpy()):
-                raise ModelError(
-                    f"The metric {metric.name!r} keeps {variable.name!r}, which is not a sum over "
-                    "rows that begins at zero, so several workers' states can't be added up. "
-                    "Use a metric that keeps sums, or compute it in a callback."
-                )
-
-
-@contextlib.contextmanager
-def _checked_metrics(model: keras.Model) -> Iterator[None]:
-    """Refuse functions as metrics that return one number for all rows: that would be a mean of
-    means."""
-    wrappers = [m for m in _flat_metrics(model) if isinstance(m, keras.metrics.MeanMetricWrapper)]
-    functions = [keras_private.metric_function(m) for m in wrappers]
-
-    def checked(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            values = function(*args, **kwargs)
-            if len(values.shape) == 0:
-                raise ModelError(
-                    f"The metric {name!r} returns one number for all rows of a batch, and a mean "
-                    "of several workers' means would not be its value on all rows. Return one "
-                    "value per row (leave the mean over rows to Keras), or write a "
-                    "keras.metrics.Metric."
-                )
-            return values
-
-        return call
-
-    for metric, function in zip(wrappers, functions, strict=True):
-        keras_private.set_metric_function(metric, checked(metric.name, function))
-    try:
-        yield
-    finally:
-        for metric, function in zip(wrappers, functions, strict=True):
-            keras_private.set_metric_function(metric, function)
-
-
-def _flat_metrics(model: keras.Model) -> list[Any]:
-    return tree.flatten([getattr(m, "metrics", m) for m in model.metrics])

@@ -81,7 +81,7 @@ class Epochs:
         if saved is not None and epoch == saved.position.epoch and saved.position.step > 0:
             # Once more: the metrics and what callbacks did at the beginning of the epoch.
             saved.restore(model, hooks)
-            first_step, logs = saved.position.step, _logs(model)
+            first_step, logs = saved.position.step, _logs(model, self.loop)
             if saved.stopped:  # by a callback: no step is left
                 first_step, model.stop_training = steps, True
         position = Position(epoch, first_step)
@@ -89,7 +89,7 @@ class Epochs:
         for first, stop in self.loop.calls(epoch, hooks.every_step, first_step, pauses):
             hooks.callbacks.on_train_batch_begin(first)
             stop, asked = self.loop.run(first, stop, self.interrupts.received is not None)
-            logs = _logs(model)
+            logs = _logs(model, self.loop)
             hooks.callbacks.on_train_batch_end(stop - 1, logs)
             position = Position(epoch, stop)
             if asked:
@@ -116,7 +116,7 @@ class Epochs:
         """The logs of a validation. Asked to stop in it, leave everything as it was before."""
         changed: list[Any] = []
         if self.interrupts.active:
-            changed = [*loop.steps.changes.state, *self.model.metrics_variables]
+            changed = loop.steps.changed
         before = [variable.value.numpy() for variable in changed]
         what = f"the validation of epoch {position.epoch + 1}"
         validation_logs, asked = evaluation(self.model, loop, self.hooks, what, self.interrupts)
@@ -129,7 +129,8 @@ class Epochs:
 
     def _check(self, now: str) -> None:
         """Compare the workers' copies of the model."""
-        draws_globally = self.loop.steps.changes.draws_globally
+        seed = keras_private.global_seed()
+        draws_globally = any(variable is seed for variable in self.loop.steps.changed)
         replicas.check(self.communicator, self.model, draws_globally, self.checked, now)
         self.checked = now
 
@@ -161,7 +162,7 @@ def evaluation(
     for first, stop in loop.calls(epoch=0, every_step=hooks.every_step, what=what):
         hooks.callbacks.on_test_batch_begin(first)
         stop, asked = loop.run(first, stop, interrupts.received is not None)
-        logs = _logs(model)
+        logs = _logs(model, loop)
         hooks.callbacks.on_test_batch_end(stop - 1, logs)
         if asked:
             loop.end_epoch()
@@ -172,8 +173,10 @@ def evaluation(
     return logs, False
 
 
-def _logs(model: keras.Model) -> dict[str, Any]:
-    values = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
+def _logs(model: keras.Model, loop: Loop) -> dict[str, Any]:
+    """The model's metrics; or what an overridden step returned, if that is something else."""
+    found = loop.logs or model.get_metrics_result()
+    values = {name: np.asarray(value) for name, value in found.items()}
     # F1Score, for one, has a number for each class.
     return {name: value if value.ndim else float(value) for name, value in values.items()}
 

@@ -1,6 +1,5 @@
 """`fit` and `evaluate`: Keras's loop over global mini-batches, at any number of workers."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from ddp_gd.batching import sources
 from ddp_gd.batching.source import Source
-from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.job.signals import Interrupts
@@ -17,7 +15,7 @@ from ddp_gd.training import identity, snapshot
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.epochs import Epochs
-from ddp_gd.training.loop import Loop, open_loop
+from ddp_gd.training.loop import open_loop
 from ddp_gd.training.saver import Saver
 
 
@@ -127,10 +125,11 @@ def fit(
         if communicator.rank == 0:
             saved.warn_of_other_bits()
 
+    if checkpoint is not None:
+        _require_one_optimizer(model)
     steps = source.plan.steps
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, steps, training=True)
     loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
-    _warn_of_shares(communicator, loop)
     validation_loop = None
     if validation_source is not None:
         validation_loop = open_loop(
@@ -158,20 +157,6 @@ def fit(
     return model.history
 
 
-def _warn_of_shares(communicator: Communicator, loop: Loop) -> None:
-    """Name the layers whose result depends on how a global mini-batch is cut into shares."""
-    if communicator.rank > 0 or communicator.size == 1 or loop.plan.micro_batch_size is not None:
-        return
-    if layers := loop.steps.changes.layers_seeing_shares(loop.steps.model):
-        warnings.warn(
-            f"The result depends on the number of workers: {', '.join(layers)} see only a worker's "
-            "share of each mini-batch (batch statistics), or draw random numbers for it. Give "
-            "fit(micro_batch_size=...), or use ddp_gd.init(bitwise=True): mini-batches are then "
-            "cut in the same way at any number of workers.",
-            stacklevel=3,
-        )
-
-
 def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoint: Any) -> None:
     for name, value in (("epochs", epochs), ("initial_epoch", initial_epoch)):
         if not isinstance(value, (int, np.integer)) or value < 0:
@@ -182,6 +167,16 @@ def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoin
         raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
     if not isinstance(checkpoint, (Checkpoint, type(None))):
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
+
+
+def _require_one_optimizer(model: keras.Model) -> None:
+    """Refuse to save a training of which the state of an optimizer would be left out."""
+    for name, value in vars(model).items():
+        if isinstance(value, keras.optimizers.Optimizer) and value is not model.optimizer:
+            raise ConfigError(
+                f"A checkpoint holds the state of model.optimizer alone, and model.{name} is an "
+                "optimizer, too. Leave checkpoint out."
+            )
 
 
 def _require_frequency(validation_freq: Any) -> None:

@@ -32,6 +32,7 @@ class Loop:
     Attributes:
         seconds_running: how long `run` has been in TensorFlow, collectives included.
         seconds_waiting: how long it has waited for rows.
+        logs: what the last step returned, if that is not the model's metrics.
     """
 
     def __init__(self, steps: Steps, source: Source, communicator: Communicator):
@@ -46,6 +47,7 @@ class Loop:
         self._measured = False
         self.seconds_running = 0.0
         self.seconds_waiting = 0.0
+        self.logs: dict[str, Any] = {}
 
     @property
     def plan(self) -> Plan:
@@ -129,6 +131,7 @@ class Loop:
         with attendance.join(stop - first):
             result = self.steps.run(rows, shares)
             attendance.done += int(result.steps)
+        self.logs = dict(zip(self.steps.log_names, result.logs, strict=True))
         if not result.finite.numpy():
             made = int(result.steps)
             rows_of_last = int(shares.batch_rows[made - 1])
@@ -201,7 +204,6 @@ def open_loop(
         communicator,
         source.signature,
         micro_batch_size=source.plan.micro_batch_size,
-        empty_shares=source.plan.has_empty_shares(communicator.size),
         training=training,
         bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
         stop_on_nan=stop_on_nan,

@@ -41,9 +41,7 @@ class Tracer(Instrument):
             "bitwise": runtime.is_bitwise(),
             "micro_batch_size": loop.plan.micro_batch_size,
             "facts": bitwise.facts(),
-            "batch_statistics": steps.changes.layers_seeing_shares(self.model, seeds=False),
-            "random": steps.changes.layers_seeing_shares(self.model, statistics=False),
-            "constant_seeds": graph.constant_seeds(steps.micro_batch_function),
+            "constant_seeds": graph.constant_seeds(steps.traced),
         }
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:

@@ -83,7 +83,7 @@ def test_shares_of_many_steps_equal_those_of_each(plan: Plan) -> None:
                     expected = begin_of_batch + np.arange(share.start, share.stop)
                     np.testing.assert_array_equal(shares.positions[begin:end], expected)
                     assert shares.batch_rows[step - first] == plan.step_rows(step)
-                    assert shares.micro_batches[step - first] == share.micro_batch
+                    assert shares.starts[step - first] == share.start
                 assert shares.offsets[-1] == len(shares.positions)
                 assert shares.positions.dtype == np.int64
 

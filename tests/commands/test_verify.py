@@ -16,22 +16,21 @@ def verify(*arguments):
 
 
 @pytest.mark.parametrize(
-    "planted",
+    ("planted", "said"),
     [
-        "a random layer",
-        "batch statistics",
-        "graph rewriting",
-        "threads",
-        "writes to a tf.Variable",
+        ("a random layer", "'noise' gives row"),
+        ("graph rewriting", "graph rewriting"),
+        ("threads", "threads"),
+        ("writes to a tf.Variable", "writes to a tf.Variable"),
     ],
 )
-def test_a_planted_cause_is_caught_and_named(planted):
+def test_a_planted_cause_is_caught_and_named(planted, said):
     """What makes trainings part ends verify with status 1 and is named."""
     job = verify("-np", "1", "2", "--script", PLANTED, planted)
     assert job.returncode == 1, job.stdout + job.stderr
     _, found, after = job.stdout.partition("BROKEN")
     assert found
-    assert planted in after
+    assert said in after
 
 
 def test_equal_bits_are_called_equal():

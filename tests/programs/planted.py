@@ -12,7 +12,7 @@ planted = sys.argv[1]
 if planted == "threads":
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_intra_op_parallelism_threads = lambda threads: None
-ddp_gd.init(bitwise=planted != "batch statistics")
+ddp_gd.init(bitwise=True)
 if planted == "graph rewriting":
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
 
@@ -36,7 +36,6 @@ class Statistics(keras.layers.Layer):
 
 
 planted_layer = {
-    "batch statistics": keras.layers.BatchNormalization,
     "a random layer": Noise,
     "writes to a tf.Variable": Statistics,
 }.get(planted, keras.layers.ReLU)

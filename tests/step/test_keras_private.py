@@ -105,13 +105,58 @@ def trackers() -> None:
 
 
 def functions() -> None:
-    """A loss shows what it hands on to its function; a metric's function can be replaced."""
+    """A loss shows what it hands on to its function."""
     settings = keras_private.function_settings(keras.losses.Huber(delta=0.25))
     assert settings["delta"] == 0.25
-    metric = keras.metrics.MeanAbsoluteError()
-    assert keras_private.metric_function(metric) is keras.losses.mean_absolute_error
-    keras_private.set_metric_function(metric, lambda y, p: tf.ones([4]) * 7)
-    assert float(metric(tf.ones([4]), tf.ones([4]))) == 7
+
+
+def parts_of_the_step() -> None:
+    """What may be overridden beside the public parts of a step is there."""
+    for name in keras_private.PARTS_OF_THE_STEP:
+        assert callable(getattr(keras.Model, name))
+
+
+def gradients() -> None:
+    """What an optimizer is given is seen, through apply_gradients and through apply."""
+    model = _model()
+    x, y = tf.ones([4, 3]), tf.ones([4, 2])
+    with keras_private.applied_gradients(model.optimizer) as seen:
+        model.train_step((x, y))
+    assert [variable.path for variable, _ in seen] == [w.path for w in model.trainable_weights]
+    assert all(tf.is_tensor(gradient) for _, gradient in seen)
+    model.train_step((x, y))
+    assert len(seen) == len(model.trainable_weights)
+
+
+def operations() -> None:
+    """An operation of a graph can be replaced, and written with other inputs."""
+
+    def replace(kind, inputs, attributes, outputs):
+        if kind == "Sin":
+            return keras_private.same_operation("Cos", inputs, attributes)
+        return None
+
+    def traced(x):
+        with keras_private.replacing_operations(replace):
+            return tf.sin(x)
+
+    assert float(graph.inlined(traced, tf.TensorSpec([]))(tf.constant(0.0))) == 1.0
+    assert float(tf.sin(tf.constant(0.0))) == 0.0
+
+
+def statistics() -> None:
+    """BatchNormalization takes its moments where we say, and layers are seen when called."""
+    layer = layers.BatchNormalization(name="norm", epsilon=0.0, momentum=0.0)
+    x = tf.constant([[1.0], [3.0]])
+    with (
+        keras_private.batch_moments(lambda *_: (tf.constant([2.0]), tf.constant([4.0]))),
+        keras_private.watched_layers() as seen,
+    ):
+        layer(x, training=True)
+    ((name, outputs),) = seen
+    assert name == "norm"
+    assert outputs.numpy().tolist() == [[-0.5], [0.5]]
+    assert layer.moving_variance.numpy().tolist() == [4.0]
 
 
 def masks() -> None:
@@ -167,6 +212,10 @@ def graphs() -> None:
         losses_and_weights,
         trackers,
         functions,
+        parts_of_the_step,
+        gradients,
+        operations,
+        statistics,
         masks,
         callbacks,
         graphs,

@@ -21,7 +21,7 @@ def _losses(loss: Any) -> CompiledLosses:
     model = keras.Sequential([keras.Input((3, 2)), keras.layers.Activation("linear")])
     model.compile("sgd", loss)
     model.compute_loss(y=Y, y_pred=P)  # Keras builds the compiled loss
-    return CompiledLosses(model, splits=True)
+    return CompiledLosses(model)
 
 
 def _prediction(rows: slice, masked: bool) -> Any:

@@ -1,0 +1,193 @@
+"""A step whose global mini-batch is cut into the workers' shares, or into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ddp_gd.batching.arrays import Signature
+from ddp_gd.comm.base import Communicator
+from ddp_gd.step import graph
+from ddp_gd.step.finite import all_finite, looked_at
+from ddp_gd.step.keras_private import global_seed
+from ddp_gd.step.micro_batch import Layout, MicroBatch, Pieces, Sums
+from ddp_gd.step.proof import Proof
+from ddp_gd.step.reduction import AllReduce, CanonicalTree
+from ddp_gd.step.rules import Rules
+from ddp_gd.step.state import log_losses
+
+Tensor = Any
+
+
+class SharedStep:
+    """This worker's sums, their reduction over all workers, the update.
+
+    Args:
+        model: compiled and built.
+        communicator: the workers.
+        signature: structure, dtypes and shapes of the rows.
+        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
+        training: False for evaluation: no gradient, no update, layers in inference mode.
+        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
+            `micro_batch_size`.
+        stop_on_nan: tell of a loss or gradient that isn't finite.
+
+    Attributes:
+        traced: the traced function of one micro-batch.
+        log_names, logged: empty; see `WholeStep`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        communicator: Communicator,
+        signature: Signature,
+        *,
+        micro_batch_size: int | None,
+        training: bool,
+        bitwise_lanes: int,
+        stop_on_nan: bool,
+    ):
+        self.log_names: list[str] = []
+        self.logged: list[Tensor] = []
+        self._model = model
+        self._communicator = communicator
+        self._training = training
+        self._stop_on_nan = stop_on_nan
+        self._size = micro_batch_size
+        self._reduce: AllReduce | CanonicalTree = AllReduce(communicator, micro_batch_size)
+        if bitwise_lanes:
+            assert micro_batch_size is not None
+            self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)
+        self._signature = signature
+        self._bitwise = bitwise_lanes > 0
+        # What needs all rows needs the other workers, which micro-batches don't wait for.
+        self._together = (
+            communicator if micro_batch_size is None and communicator.size > 1 else None
+        )
+        self._trace(Rules())
+
+    def prove(self, rows: list[Tensor]) -> None:
+        """Find out how the shares make up the whole, before the first step. Collective.
+
+        Args:
+            rows: this worker's, of the first step.
+
+        Raises:
+            ModelError: on every worker: they don't.
+        """
+        proof = Proof(
+            self._model, self._communicator, self._signature, self._together, self._training
+        )
+        most = 2 * self._size if self._size else tf.int32.max
+        rules = proof.rules(rows, most)
+        if rules != self._rules:
+            self._trace(rules)
+
+    @property
+    def changed(self) -> list[Any]:
+        """The variables that a step changes beside weights and optimizer."""
+        return [*self._layout.changes.state, *self._model.metrics_variables]
+
+    def micro_batches(self, batch_rows: int) -> int:
+        """Micro-batches of a step, where the graph is made for their number."""
+        if not self._reduce.counts:
+            return 0
+        assert self._size is not None
+        return -(-batch_rows // self._size)
+
+    def __call__(
+        self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """THE step.
+
+        Args:
+            count: `micro_batches(batch_rows)`.
+            rows: this worker's.
+            start: the first one's place in the global mini-batch.
+            batch_rows: rows of the global mini-batch.
+            asked: more than 0 where this worker was asked to stop.
+
+        Returns:
+            Whether loss and gradient are finite; whether this worker's part of them is; whether
+            some worker was asked to stop; nothing more to log.
+        """
+        state = self._micro_batch.state.read()
+        totals = tf.zeros(len(self._micro_batch.losses))
+        if self._count is not None:
+            totals, *_ = self._reduce(
+                self._count,
+                lambda rows, first, real: (state, rows, first, real, batch_rows),
+                rows,
+                start,
+                count,
+            )
+        sums, pieces, own, flags = self._reduce(
+            self.traced,
+            lambda rows, first, real: (state, rows, first, real, batch_rows, totals),
+            rows,
+            start,
+            count,
+            # Two flags of each worker: it was asked to stop, its part isn't finite.
+            lambda own: tf.stack([asked, self._not_finite(own)]),
+        )
+        self._layout.changes.assign(sums.state, sums.metrics, self._rules)  # weights, too
+        if self._training:
+            self._apply(sums, pieces)
+        log_losses(self._model, sums.loss, sums.losses, batch_rows)
+        finite = tf.equal(flags[1], 0)
+        if self._stop_on_nan:
+            finite &= tf.math.is_finite(sums.loss)
+        return finite, tf.equal(own[1], 0), flags[0] > 0, []
+
+    def _trace(self, rules: Rules) -> None:
+        """Trace what is computed of a micro-batch, and the update."""
+        seed = global_seed()
+        self._trace_sums(rules)
+        if global_seed() is not seed:  # made in there: now it is a part of the state
+            self._trace_sums(rules)
+        graph.require_tracked_state(self.traced)
+        graph.require_deterministic(self.traced)
+        self._apply: Callable[[Sums, Pieces], None] = self._update
+        if self._bitwise and self._training:
+            specs = tf.nest.map_structure(
+                lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+                self.traced.structured_outputs,
+            )
+            self._apply = graph.isolated(self._update, *specs)
+
+    def _trace_sums(self, rules: Rules) -> None:
+        self._rules = rules
+        self._micro_batch = micro_batch = MicroBatch(
+            self._model, self._signature, self._together, rules, training=self._training
+        )
+        trace = graph.isolated if self._bitwise else graph.inlined
+        number = tf.TensorSpec([], tf.int32)
+        given = (micro_batch.state.specs, self._signature.specs, number, number, number)
+        self._count = trace(micro_batch.denominators, *given)
+        if self._count.structured_outputs[0] is None:  # the rows tell
+            self._count = None
+        totals = tf.TensorSpec([len(micro_batch.losses)], tf.float32)
+        self.traced, layout = graph.with_layout(trace, micro_batch.sums, *given, totals)
+        self._layout: Layout = layout
+
+    def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
+        """1 where this worker's losses or gradients aren't numbers and shall be, else 0."""
+        if not self._stop_on_nan:
+            return tf.constant(0.0)
+        values = [sums.loss for sums, _ in parts]
+        for part in parts:
+            gradients = self._layout.gradients(*part)
+            spare = self._communicator.size == 1
+            optimizer = self._model.optimizer
+            values += looked_at(optimizer, self._layout.weights, gradients, spare)
+        return tf.cast(~all_finite(values), tf.float32)
+
+    def _update(self, sums: Sums, pieces: Pieces) -> None:
+        """Let the optimizer make its one update; clipping and weight decay happen inside it."""
+        if gradients := self._layout.gradients(sums, pieces):
+            weights = self._layout.weights
+            self._model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
