@@ -84,7 +84,7 @@ class ArraySource:
         """This worker's rows of the steps."""
         shares = self.plan.shares(first, stop, self._rank, self._size)
         rows = self._arrays.take(order.rows(shares.positions))
-        # In one copy, by the reading thread: the loop would copy each step's slice when it needs it.
+        # In one copy, by the reading thread: the loop would copy a step's slice when it needs it.
         with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):
             return shares, [tf.identity(tf.convert_to_tensor(leaf)) for leaf in rows]
 

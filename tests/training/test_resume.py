@@ -21,7 +21,6 @@ from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.job import bitwise
 from ddp_gd.reporting.records import PARTS
 from ddp_gd.reporting.times import Times
-from ddp_gd.step import graph
 from ddp_gd.training import identity
 from ddp_gd.training.checkpoint_files import Folder, parse
 from ddp_gd.training.snapshot import Position, Snapshot
@@ -379,7 +378,7 @@ def test_another_machine_is_told(tmp_path: Path) -> None:
     facts = bitwise.facts()
     other = {**facts, "processor": "another one"}
     with pytest.MonkeyPatch.context() as elsewhere:
-        elsewhere.setattr(graph, "facts", lambda: other)
+        elsewhere.setattr(bitwise, "facts", lambda: other)
         with pytest.warns(UserWarning, match=r"processor: the checkpoint has .*'another one'"):
             train(tmp_path, epochs=2)
     snapshot = Snapshot(Position(1, 0), 7, False, {"model": "A", **facts}, facts, {}, {}, [], {})
