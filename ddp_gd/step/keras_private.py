@@ -108,6 +108,13 @@ def trackers(model: keras.Model) -> tuple[Any, list[Any]]:
     return model._loss_tracker, [] if compiled is None else list(compiled.metrics)
 
 
+def metric_name(model: keras.Model, variable: Any) -> str:
+    """The name of the metric that keeps a variable."""
+    metrics = keras.tree.flatten([getattr(metric, "metrics", metric) for metric in model.metrics])
+    found = (metric.name for metric in metrics if any(v is variable for v in metric.variables))
+    return next(found, variable.path)
+
+
 def function_settings(loss: Any) -> dict[str, Any]:
     """What a loss hands on to the function that it wraps."""
     return dict(getattr(loss, "_fn_kwargs", {}))

@@ -55,7 +55,7 @@ class CompiledLosses:
         counts: list[Tensor] = []
 
         def count(index: int, loss: Loss, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
-            met = self._why_rows_meet(index, loss, y_true, y_pred)
+            met = self._why_rows_meet(index, loss, _values(loss, y_true, y_pred), y_pred)
             counts.append(None if met else self._denominator(loss, y_true, y_pred, weight))
             return tf.zeros(())
 
@@ -72,7 +72,7 @@ class CompiledLosses:
         row_share: Tensor,
         totals: Tensor,
         meeting: Meeting | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """These rows' part of the global mini-batch's compiled loss.
 
         Args:
@@ -85,18 +85,23 @@ class CompiledLosses:
 
         Returns:
             The sum of all losses with their loss weights, and each alone without: scalars that,
-            summed over all shares, are what Keras computes on the whole global mini-batch.
+            summed over all shares, are what Keras computes on the whole global mini-batch. And the
+            values that each loss gives for its rows, before they are reduced; none where rows meet.
         """
         parts: list[Tensor] = []
+        of_rows: list[Tensor] = []
 
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
-            if problem := self._why_rows_meet(index, loss, y_true, y_pred):
+            values = _values(loss, y_true, y_pred)
+            if problem := self._why_rows_meet(index, loss, values, y_pred):
+                of_rows.append(tf.zeros([0]))
                 value = _of_all_rows(loss, problem, y_true, y_pred, weight, meeting)
                 # Once over all workers, but with the gradient by this worker's own rows.
                 value += tf.stop_gradient(tf.cast(row_share - 1, value.dtype) * value)
                 self._require_scalar(loss, value)
                 parts.append(value)
                 return value
+            of_rows.append(values)
             value = loss(y_true, y_pred, weight)
             self._require_scalar(loss, value)
             if loss.reduction != "sum":
@@ -108,7 +113,7 @@ class CompiledLosses:
             parts.append(value)
             return value
 
-        return self._visit(part, y, y_pred, sample_weight), parts
+        return self._visit(part, y, y_pred, sample_weight), parts, of_rows
 
     def _visit(self, visitor: Callable[..., Tensor], y: Any, y_pred: Any, weight: Any) -> Tensor:
         if not self._losses:
@@ -125,16 +130,19 @@ class CompiledLosses:
         masked = ones.masked or keras_private.mask(y_pred) is not None
         return ops.cast(denominator, "float32") if masked or weighted else None
 
-    def _why_rows_meet(self, index: int, loss: Any, y_true: Any, y_pred: Any) -> str:
+    def _why_rows_meet(self, index: int, loss: Any, values: Tensor | None, y_pred: Any) -> str:
         """Why a loss's value for one row can't be told from the other rows' values, or nothing."""
         if index in self._met:
             return "compares the rows of a batch"
-        if type(loss).__call__ is not keras.losses.Loss.__call__:
+        if values is None:
             return "overrides __call__, so how it reduces the rows is not known"
         if isinstance(loss, keras.losses.Circle):
             return "compares each row with every other row of the batch"
-        if len(loss.call(*_as_keras_has_them(loss, y_true, y_pred)).shape) == 0:
+        if values.shape.rank == 0:
             return "returns one number for the whole batch"
+        rows = keras.tree.flatten(y_pred)[0].shape[0]
+        if values.shape.rank and values.shape[0] not in (None, rows):
+            return f"returns {values.shape[0]} values for any number of rows"
         return ""
 
     @staticmethod
@@ -186,10 +194,12 @@ def _of_all_rows(
     return loss(*every)
 
 
-def _as_keras_has_them(loss: Any, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-    """Targets and outputs in the dtype of the loss, as `Loss.__call__` hands them on."""
+def _values(loss: Any, y_true: Any, y_pred: Any) -> Tensor | None:
+    """What a loss gives before it is reduced; None where only its own __call__ knows."""
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        return None
 
     def convert(value: Any) -> Any:
         return ops.convert_to_tensor(value, dtype=loss.dtype)
 
-    return keras.tree.map_structure(convert, y_true), keras.tree.map_structure(convert, y_pred)
+    return loss.call(*keras.tree.map_structure(convert, (y_true, y_pred)))

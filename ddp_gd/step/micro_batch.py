@@ -64,13 +64,14 @@ class _Passed(NamedTuple):
     outputs: Any
     loss: Tensor
     losses: list[Tensor]
+    of_rows: list[Tensor]
     extras: list[Tensor]
 
 
 class Evidence(NamedTuple):
     """What a piece of a global mini-batch computes, before anything is put together."""
 
-    outputs: list[Tensor]  # of the model
+    outputs: list[Tensor]  # of the model, and of the compiled losses for each row
     losses: list[Tensor]  # parts of the compiled losses
     extras: list[Tensor]  # the entries of model.losses
     gradients: list[Tensor]  # dense, of each weight that has one
@@ -171,7 +172,8 @@ class MicroBatch:
             passed, trained, gradients = self._pass(copies, state, rows, place, totals)
             changes = self.state.changes(copies)
             found = Evidence(
-                [tf.convert_to_tensor(output) for output in keras.tree.flatten(passed.outputs)],
+                list(map(tf.convert_to_tensor, keras.tree.flatten(passed.outputs)))
+                + passed.of_rows,
                 passed.losses,
                 passed.extras,
                 [
@@ -242,7 +244,9 @@ class MicroBatch:
             copies.scope.tape = tape
             with draws.of_rows(place), self._statistics(place.count):
                 y_pred = self._forward(x, self._training)
-                loss, losses = self.losses(y, y_pred, sample_weight, row_share, totals, meeting)
+                loss, losses, of_rows = self.losses(
+                    y, y_pred, sample_weight, row_share, totals, meeting
+                )
                 # Weight and activity regularisers, add_loss.
                 extras = [keras_private.additional_loss(model, extra) for extra in model.losses]
             for number, value in enumerate(extras):
@@ -262,7 +266,7 @@ class MicroBatch:
         model.compute_metrics(x, *measured)
         trained = self.state.weights if self._training else []
         gradients = copies.gradients(tape, scaled, weights[: len(trained)])
-        return _Passed(y_pred, loss, losses, extras), trained, gradients
+        return _Passed(y_pred, loss, losses, of_rows, extras), trained, gradients
 
     def _forward(self, x: Any, training: bool) -> Any:
         if keras_private.takes_training(self._model):

@@ -18,7 +18,7 @@ def verify(*arguments):
 @pytest.mark.parametrize(
     ("planted", "said"),
     [
-        ("a random layer", "'noise' gives row"),
+        ("a random layer", "not the same on every worker"),
         ("graph rewriting", "graph rewriting"),
         ("threads", "threads"),
         ("writes to a tf.Variable", "writes to a tf.Variable"),

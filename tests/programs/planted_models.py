@@ -64,6 +64,7 @@ def with_loss(loss: Any) -> Case:
 # Losses in which rows meet
 
 MEETS = "rows meet in it"
+COLUMNS = "values for any number of rows"
 
 
 @planted("", MEETS)
@@ -75,7 +76,7 @@ def infonce() -> Case:
     return with_loss(loss)
 
 
-@planted("", MEETS)
+@planted("", COLUMNS)
 def column_rmse() -> Case:
     return with_loss(lambda y, p: ops.sqrt(ops.mean(ops.square(y - p), axis=0)))
 
@@ -87,12 +88,12 @@ def pairwise_ranking() -> Case:
     )
 
 
-@planted("", MEETS)
+@planted("", COLUMNS)
 def dice_over_rows() -> Case:
     return with_loss(keras.losses.Dice(axis=0))
 
 
-@planted("", MEETS)
+@planted("", COLUMNS)
 def cosine_over_rows() -> Case:
     return with_loss(keras.losses.CosineSimilarity(axis=0))
 
@@ -139,7 +140,7 @@ class Last(Largest):
         self.value.assign(ops.mean(p))
 
 
-NO_SUM = "no sum over rows"
+NO_SUM = "not a sum over rows"
 
 
 @planted("", NO_SUM)
@@ -220,7 +221,7 @@ def tensorflow_stateful() -> Case:
     return drawing(lambda x: tf.random.normal(tf.shape(x), seed=5))
 
 
-@planted("'planted' gives row")
+@planted("on every worker", "gives row")
 def numpy_generator() -> Case:
     def draw(x: Any) -> Any:
         r = np.random.default_rng(ddp_gd.rank())

@@ -12,10 +12,10 @@ pytestmark = pytest.mark.jobs
     ("np", "arguments"),
     [
         (1, ["single"]),
-        (1, ["single", "3", "2"]),
-        (2, ["auto"]),
-        (3, ["mpi", "0", "5"]),
-        (2, ["auto,bitwise", "0", "5"]),
+        (1, ["single", "3", "3"]),
+        (2, ["auto", "0", "2"]),
+        (3, ["mpi", "0", "6"]),
+        (2, ["auto,bitwise", "0", "6"]),
     ],
     ids=["whole", "pieces", "two", "three", "bitwise"],
 )

@@ -297,7 +297,7 @@ class NotASum(keras.metrics.Metric):
 CONFIG, DATA, MODEL = ddp_gd.ConfigError, ddp_gd.DataError, ddp_gd.ModelError
 PIECES = {"micro_batch_size": 3}
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], list[str]]] = {
-    "train_step": (_own_step, (X, Y), {}, MODEL, ["OwnStep overrides train_step()"]),
+    "train_step": (_own_step, (X, Y), PIECES, MODEL, ["OwnStep overrides train_step()"]),
     "scalar_loss": (_compiled(loss=_scalar_loss), (X, Y), PIECES, MODEL, ["_scalar", "one number"]),
     "circle": (
         _compiled(loss=keras.losses.Circle()), (X, numbers(2)), PIECES, MODEL,
@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], list[str]]] 
     ),
     "dice": (_compiled(loss="dice"), (X, Y), PIECES, MODEL, ["dice", "pass axis"]),
     "reduction": (
-        _compiled(loss=keras.losses.MeanSquaredError(reduction=None)), (X, Y), {}, MODEL,
+        _compiled(loss=keras.losses.MeanSquaredError(reduction=None)), (X, Y), PIECES, MODEL,
         ["reduction=None", "shape"],
     ),
     "scalar_metric": (_compiled(metrics=[_scalar_loss]), (X, Y), PIECES, MODEL, ["_scalar_loss"]),

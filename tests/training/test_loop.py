@@ -24,6 +24,7 @@ class Steps:
 
     training = True
     now = 0.0
+    log_names = ()
 
     def same_graph(self, one: int, other: int) -> bool:
         return True
@@ -32,7 +33,9 @@ class Steps:
         steps = len(shares.batch_rows)
         self.now += steps / 1024
         finite = tf.constant(True)
-        return types.SimpleNamespace(steps=steps, finite=finite, share_finite=True, stop=False)
+        return types.SimpleNamespace(
+            steps=steps, finite=finite, share_finite=True, stop=False, logs=[]
+        )
 
 
 def make(steps: Steps, count: int, x: Any = None) -> Loop:
