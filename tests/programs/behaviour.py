@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -318,38 +317,11 @@ def flipped(folder: Path) -> None:
     assert [path.name[:17] for path in (folder / "saved").iterdir()] == ["step-000000000001"]
 
 
-def warned(_: Path) -> None:
-    """One warning, of one worker, names the layers whose result depends on the workers."""
-    layers = keras.layers
-
-    def train(micro_batch_size: int | None) -> list[str]:
-        model = keras.Sequential(
-            [
-                keras.Input((4,)),
-                layers.BatchNormalization(name="norm"),
-                layers.Dropout(0.2, name="drop"),
-                layers.Dense(1, name="plain"),
-            ]
-        )
-        model.compile("sgd", "mse")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            x = np.ones((12, 4), "float32")
-            ddp_gd.fit(model, x, x[:, :1], 6, verbose=0, micro_batch_size=micro_batch_size)
-        return [str(w.message) for w in caught if "number of workers" in str(w.message)]
-
-    assert train(2) == []
-    found = train(None)
-    assert len(found) == (ddp_gd.rank() == 0)
-    assert all("norm, drop see" in text and "plain" not in text for text in found)
-
-
 SCENARIOS = {
     function.__name__: function
     for function in (
         same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
         backup, stopping, signalled, not_a_number, no_gradient, mismatches, parted, drawn, flipped,
-        warned,
     )
 }  # fmt: skip
 
