@@ -50,14 +50,18 @@ class AllReduce:
     Args:
         communicator: the workers.
         micro_batch_size: rows of a micro-batch; None makes the share one.
+        empty_shares: whether some worker's share may be empty.
     """
 
     # Whether a graph is made for one number of micro-batches.
     counts = False
 
-    def __init__(self, communicator: Communicator, micro_batch_size: int | None):
+    def __init__(
+        self, communicator: Communicator, micro_batch_size: int | None, empty_shares: bool
+    ):
         self._communicator = communicator
         self._size = micro_batch_size
+        self._empty_shares = empty_shares
 
     def __call__(
         self,
@@ -97,6 +101,8 @@ class AllReduce:
     ) -> tuple[Any, Any]:
         """Compute a share at once. An empty one, too: other workers wait for its statistics."""
         count = tf.shape(share[0])[0]
+        if not self._empty_shares:
+            return function(*arguments(share, start, count))
         empty = tf.equal(count, 0)
 
         def one_row(array: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class SharedStep:
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
         micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
+        empty_shares: whether some share may be empty.
         training: False for evaluation: no gradient, no update, layers in inference mode.
         bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
             `micro_batch_size`.
@@ -50,6 +51,7 @@ class SharedStep:
         signature: Signature,
         *,
         micro_batch_size: int | None,
+        empty_shares: bool,
         training: bool,
         bitwise_lanes: int,
         stop_on_nan: bool,
@@ -61,7 +63,9 @@ class SharedStep:
         self._training = training
         self._stop_on_nan = stop_on_nan
         self._size = micro_batch_size
-        self._reduce: AllReduce | CanonicalTree = AllReduce(communicator, micro_batch_size)
+        self._reduce: AllReduce | CanonicalTree = AllReduce(
+            communicator, micro_batch_size, empty_shares
+        )
         if bitwise_lanes:
             assert micro_batch_size is not None
             self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)

@@ -44,6 +44,7 @@ class Steps:
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
         micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
+        empty_shares: whether some share may be empty.
         training: False for evaluation: no gradient, no update, layers in inference mode.
         bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
             `micro_batch_size`.
@@ -63,6 +64,7 @@ class Steps:
         signature: Signature,
         *,
         micro_batch_size: int | None,
+        empty_shares: bool,
         training: bool,
         bitwise_lanes: int = 0,
         stop_on_nan: bool = True,
@@ -80,6 +82,7 @@ class Steps:
                 communicator,
                 signature,
                 micro_batch_size=micro_batch_size,
+                empty_shares=empty_shares,
                 training=training,
                 bitwise_lanes=bitwise_lanes,
                 stop_on_nan=stop_on_nan,

@@ -204,6 +204,7 @@ def open_loop(
         communicator,
         source.signature,
         micro_batch_size=source.plan.micro_batch_size,
+        empty_shares=source.plan.has_empty_shares(communicator.size),
         training=training,
         bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
         stop_on_nan=stop_on_nan,
