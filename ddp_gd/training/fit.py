@@ -1,4 +1,4 @@
-"""`fit` and `evaluate`: Keras's loop over global mini-batches, at any number of workers."""
+"""`fit`: Keras's training over global mini-batches, at any number of workers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -122,13 +122,10 @@ def fit(
     facts = identity.require_same(communicator, model, source, settings)
     if saved is not None:
         saved.require_same(facts)
-        if communicator.rank == 0:
-            saved.warn_of_other_bits()
+        saved.warn_of_other_bits(communicator)
 
-    if checkpoint is not None:
-        _require_one_optimizer(model)
-    steps = source.plan.steps
-    hooks = Hooks(communicator, model, callbacks, verbose, epochs, steps, training=True)
+    _require_one_optimizer(model, checkpoint)
+    hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)
     loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
@@ -138,7 +135,7 @@ def fit(
     hooks.attach(loop)
     saver = None
     if checkpoint is not None and communicator.rank == 0:
-        saver = Saver(checkpoint, model, hooks, facts, source.plan.seed, steps, terminate_on_nan)
+        saver = Saver(checkpoint, model, hooks, facts, source.plan, terminate_on_nan)
 
     with Interrupts(active=checkpoint is not None) as interrupts:
         Epochs(
@@ -169,9 +166,9 @@ def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoin
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
 
 
-def _require_one_optimizer(model: keras.Model) -> None:
+def _require_one_optimizer(model: keras.Model, checkpoint: Checkpoint | None) -> None:
     """Refuse to save a training of which the state of an optimizer would be left out."""
-    for name, value in vars(model).items():
+    for name, value in vars(model).items() if checkpoint is not None else ():
         if isinstance(value, keras.optimizers.Optimizer) and value is not model.optimizer:
             raise ConfigError(
                 f"A checkpoint holds the state of model.optimizer alone, and model.{name} is an "

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ddp_gd.batching.plan import Plan
 from ddp_gd.job import bitwise
 from ddp_gd.step.keras_private import global_seed
 from ddp_gd.training import replicas
@@ -27,10 +28,9 @@ class Saver:
     Args:
         checkpoint: when, and where.
         model: compiled and built.
-        hooks: its callbacks.
+        hooks: the model's callbacks.
         facts: what the training was given.
-        seed: of the order of rows.
-        steps: of an epoch.
+        plan: of the training's mini-batches.
         only_finite: refuse to save weights that are NaN or infinite.
     """
 
@@ -40,8 +40,7 @@ class Saver:
         model: keras.Model,
         hooks: Hooks,
         facts: Mapping[str, str],
-        seed: int,
-        steps: int,
+        plan: Plan,
         only_finite: bool,
     ):
         self._only_finite = only_finite
@@ -49,8 +48,9 @@ class Saver:
         self._folder = Folder(checkpoint.directory)
         self._model = model
         self._hooks = hooks
-        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bitwise.facts(), "seed": seed}
-        self._steps = steps
+        bits = bitwise.facts()
+        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits, "seed": plan.seed}
+        self._steps = plan.steps
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
         self._writing: Future[Path] | None = None
         self._last = time.monotonic()

@@ -88,8 +88,10 @@ class Snapshot:
                 "differ), or begin again in an empty folder."
             )
 
-    def warn_of_other_bits(self) -> None:
-        """Say where the training was begun on something that gives other bits."""
+    def warn_of_other_bits(self, communicator: Communicator) -> None:
+        """Say on rank 0 where the training was begun on something that gives other bits."""
+        if communicator.rank > 0:
+            return
         # Threads come and go with the number of workers.
         saved, mine = ({**f, "intra-op threads": ""} for f in (self.bits, bitwise.facts()))
         if differences := _differences(saved, mine):
