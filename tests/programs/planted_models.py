@@ -4,7 +4,7 @@
 Each is as Keras has it on the whole mini-batch, or refused by name before the first update: nothing
 is silently something else. Trained on all workers of a job; rank 0 compares with Keras.
 
-Usage: python -m programs.planted_models BACKEND[,bitwise] [MICRO_BATCH_SIZE [EVERY]]
+Usage: python -m programs.planted_models BACKEND[,bitwise] [MICRO_BATCH_SIZE [FIRST:EVERY]]
 """
 
 from __future__ import annotations
@@ -516,7 +516,7 @@ def outcome(name: str, options: dict[str, Any]) -> str:
     return f"DIFFERENT: {found}" if found else ""
 
 
-def main(mode: str, micro_batch_size: str = "0", every: str = "1") -> int:
+def main(mode: str, micro_batch_size: str = "0", some: str = "0:1") -> int:
     """Train all cases, print what is not as expected, and return how many are not."""
     backend, _, bitwise = mode.partition(",")
     ddp_gd.init(backend, bitwise=bool(bitwise))
@@ -524,7 +524,8 @@ def main(mode: str, micro_batch_size: str = "0", every: str = "1") -> int:
     pieces = bool(bitwise or options)
     whole = ddp_gd.size() == 1 and not pieces
     wrong = 0
-    for name, (in_shares, in_pieces) in list(EXPECTED.items())[:: int(every)]:
+    first, every = map(int, some.split(":"))
+    for name, (in_shares, in_pieces) in list(EXPECTED.items())[first::every]:
         wanted = "" if whole else in_pieces if pieces else in_shares
         if wanted == GHOST:
             continue

@@ -58,14 +58,17 @@ class Comparison:
 
         Where units are saturated, or a hinge is open for all rows, two rules may look the same.
         """
-        whole = self._micro_batch(SingleCommunicator(), rules)
         own = self._micro_batch(self.together, rules)
+        # A micro-batch computes whatever rows it is given as a whole.
+        whole = own if self.together is None else self._micro_batch(SingleCommunicator(), rules)
         given = (own.state.specs, self.signature.specs, *[tf.TensorSpec([], tf.int32)] * 3)
         count = graph.inlined(whole.denominators, *given)
         totals = tf.TensorSpec([len(own.losses)], tf.float32)
         metrics = [tf.TensorSpec(v.shape, v.dtype) for v in own.state.metrics]
-        of_whole, _ = graph.with_layout(graph.inlined, whole.evidence, *given, totals, metrics)
         of_piece, layout = graph.with_layout(graph.inlined, own.evidence, *given, totals, metrics)
+        of_whole = of_piece
+        if whole is not own:
+            of_whole, _ = graph.with_layout(graph.inlined, whole.evidence, *given, totals, metrics)
 
         every, rows, start, total = self.every, self.rows, self._start, len(self.every[0])
         zeros = [tf.zeros(v.shape, v.dtype) for v in own.state.metrics]
