@@ -228,12 +228,12 @@ def test_hosts_that_differ(cluster: Cluster, tmp_path: Path) -> None:
     there = tmp_path / "METADATA"
     there.write_text(here.read_text().replace(f"\nVersion: {keras.version}\n", "\nVersion: 3.0\n"))
     plan = tmp_path / "plan.py"
-    plan.write_text((ROOT / "ddp_gd" / "plan.py").read_text() + "\n")
+    plan.write_text((ROOT / "ddp_gd" / "batching" / "plan.py").read_text() + "\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     with (
         second.covered(here.resolve(), there),
-        third.covered(ROOT / "ddp_gd" / "plan.py", plan),
+        third.covered(ROOT / "ddp_gd" / "batching" / "plan.py", plan),
     ):
         said = refusal(cluster, tmp_path, "--hosts", names(cluster, 3))
     head = f"differs from this host ({first.name}):"
