@@ -11,6 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, Shares, share_of
+from ddp_gd.batching.source import sampled_rows
 from ddp_gd.comm.base import Communicator
 
 Tensor = Any
@@ -48,6 +49,13 @@ class ArraySource:
     def describe(self) -> dict[str, str]:
         """What must be the same on every worker, in words."""
         return self._arrays.describe()
+
+    def sample(self) -> list[Tensor]:
+        """Some rows of the first step, the same on every worker."""
+        batch_rows = self.plan.step_rows(0)
+        count = sampled_rows(batch_rows, self.plan.micro_batch_size, self._size)
+        rows = Order(self.plan, 0).rows(np.arange(batch_rows))
+        return list(map(tf.convert_to_tensor, self._arrays.take(rows[:count])))
 
     def reset(self, epochs: int = 0) -> None:
         """Nothing to do: the order of an epoch depends on nothing before it."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.items import Items, digest
 from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, Shares, share_of
+from ddp_gd.batching.source import sampled_rows
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import DataError, MismatchError
@@ -59,6 +60,18 @@ class ItemSource:
     def describe(self) -> dict[str, str]:
         """What must be the same on every worker, in words."""
         return self._items.describe()
+
+    def sample(self) -> list[Tensor]:
+        """Some rows of rank 0's first item."""
+        size = self._communicator.size
+        count = sampled_rows(self._items.rows, self.plan.micro_batch_size, size)
+        rows = [tf.convert_to_tensor(leaf[:count]) for leaf in self._items.sample]
+        if size == 1 or any(row.dtype == tf.string for row in rows):
+            return rows  # no backend hands texts on
+        count = agree.from_rank_0(self._communicator, count)
+        if self._communicator.rank > 0:
+            rows = [tf.zeros([count, *row.shape[1:]], row.dtype) for row in rows]
+        return self._communicator.broadcast(rows)
 
     def reset(self, epochs: int = 0) -> None:
         """Let the data set be as after so many epochs."""

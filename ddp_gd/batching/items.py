@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Arrays, Signature
+from ddp_gd.batching.source import SAMPLED_ROWS
 from ddp_gd.errors import ConfigError, DataError
 
 
@@ -56,6 +57,7 @@ class Items:
         threads: how many items may be read at once.
         ahead: how many items may be read before they are wanted.
         rows: how many rows the first one has.
+        sample: some rows of it.
         signature: the first one's, and every other one's.
 
     Raises:
@@ -76,6 +78,7 @@ class Items:
             raise DataError(f"The {self.kind} has no items; give it one at least.")
         first = self._checked(0, self._first())
         self.rows = first.rows
+        self.sample = first.take(np.arange(min(first.rows, SAMPLED_ROWS)))
         self.signature: Signature = first.signature
 
     def item(self, number: int) -> Arrays:

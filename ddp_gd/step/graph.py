@@ -85,8 +85,9 @@ def require_deterministic(function: Any) -> None:
         if _RANDOM_OPS.match(operation.type):
             raise ModelError(
                 f"{operation.name!r} ({operation.type}) in the model draws random numbers from "
-                "TensorFlow's own generator, which differs from worker to worker. Bitwise mode "
-                "needs keras.random with a keras.random.SeedGenerator."
+                "TensorFlow's own generator, so which of them belong to which row is not known. "
+                "Draw with keras.random and a keras.random.SeedGenerator, or train on one worker "
+                "without micro_batch_size."
             )
 
 

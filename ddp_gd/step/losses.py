@@ -45,24 +45,22 @@ class CompiledLosses:
     def __len__(self) -> int:
         return len(self._losses)
 
-    def denominators(self, y: Any, y_pred: Any, sample_weight: Any) -> Tensor | None:
+    def denominators(self, y: Any, y_pred: Any, sample_weight: Any) -> Tensor:
         """What each loss divides by on these rows, where that depends on the data.
 
         Returns:
-            float32, shape (losses,), with 0 where it is the number of rows or nothing; None if that
-            holds for all of them (known while tracing, so the caller can leave out a collective).
+            float32, shape (losses,), with 0 where it is the number of rows or nothing.
         """
         counts: list[Tensor] = []
 
         def count(index: int, loss: Loss, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
             met = self._why_rows_meet(index, loss, _values(loss, y_true, y_pred), y_pred)
-            counts.append(None if met else self._denominator(loss, y_true, y_pred, weight))
+            own = None if met else self._denominator(loss, y_true, y_pred, weight)
+            counts.append(tf.zeros(()) if own is None else own)
             return tf.zeros(())
 
         self._visit(count, y, y_pred, sample_weight)
-        if all(counted is None for counted in counts):
-            return None
-        return tf.stack([tf.zeros(()) if counted is None else counted for counted in counts])
+        return tf.stack(counts)
 
     def __call__(
         self,
@@ -72,7 +70,7 @@ class CompiledLosses:
         row_share: Tensor,
         totals: Tensor,
         meeting: Meeting | None = None,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], bool]:
         """These rows' part of the global mini-batch's compiled loss.
 
         Args:
@@ -87,9 +85,11 @@ class CompiledLosses:
             The sum of all losses with their loss weights, and each alone without: scalars that,
             summed over all shares, are what Keras computes on the whole global mini-batch. And the
             values that each loss gives for its rows, before they are reduced; none where rows meet.
+            And whether `totals` matter: the rows tell what some loss divides by.
         """
         parts: list[Tensor] = []
         of_rows: list[Tensor] = []
+        counted: list[bool] = []
 
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
             values = _values(loss, y_true, y_pred)
@@ -106,6 +106,7 @@ class CompiledLosses:
             self._require_scalar(loss, value)
             if loss.reduction != "sum":
                 own = self._denominator(loss, y_true, y_pred, weight)
+                counted.append(own is not None)
                 fraction = row_share
                 if own is not None:
                     fraction = tf.math.divide_no_nan(own, totals[index])
@@ -113,7 +114,8 @@ class CompiledLosses:
             parts.append(value)
             return value
 
-        return self._visit(part, y, y_pred, sample_weight), parts, of_rows
+        loss = self._visit(part, y, y_pred, sample_weight)
+        return loss, parts, of_rows, any(counted)
 
     def _visit(self, visitor: Callable[..., Tensor], y: Any, y_pred: Any, weight: Any) -> Tensor:
         if not self._losses:

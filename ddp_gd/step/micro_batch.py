@@ -11,7 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import draws, keras_private, statistics
+from ddp_gd.step import draws, graph, keras_private, statistics
 from ddp_gd.step.losses import CompiledLosses
 from ddp_gd.step.rules import Meeting, Rules
 from ddp_gd.step.state import Changes, Copies, ModelState
@@ -44,6 +44,7 @@ class Layout(NamedTuple):
     weights: list[Any]  # those that are trained
     kinds: list[type]  # of each one's gradient: a tensor, IndexedSlices, or None
     changes: Changes
+    counts: bool  # whether the rows tell what some loss divides by
 
     def gradients(self, sums: Sums, pieces: Pieces) -> list[Any]:
         """The gradient of each weight, or None."""
@@ -66,6 +67,7 @@ class _Passed(NamedTuple):
     losses: list[Tensor]
     of_rows: list[Tensor]
     extras: list[Tensor]
+    counts: bool
 
 
 class Evidence(NamedTuple):
@@ -107,12 +109,12 @@ class MicroBatch:
         self.losses = CompiledLosses(model, rules.met_losses)
         self.rules = rules
         self._model = model
-        self._signature = signature
+        self.signature = signature
         self._together = together
         self._training = training
         self._moments = moments
 
-    def sums(
+    def compute(
         self,
         state: list[Tensor],
         rows: list[Tensor],
@@ -120,7 +122,8 @@ class MicroBatch:
         count: Tensor,
         batch_rows: Tensor,
         totals: Tensor,
-    ) -> tuple[tuple[Sums, Pieces], Layout]:
+        metrics: list[Tensor],
+    ) -> tuple[tuple[Sums, Pieces, Evidence], Layout]:
         """Go forward and backward through one micro-batch.
 
         Args:
@@ -130,61 +133,41 @@ class MicroBatch:
             count: how many there are; 0 where one row stands for none.
             batch_rows: rows of the global mini-batch.
             totals: denominators of the whole global mini-batch, see `losses`.
+            metrics: the states that metrics begin with.
         """
         place = draws.Rows(first, count, batch_rows)
-        metrics = None
-        if self.rules.met_metrics:  # each worker updates them for all rows
-            metrics = [tf.convert_to_tensor(v.value) for v in self.state.metrics]
         with self.state.copies(state, metrics) as copies:
             passed, trained, gradients = self._pass(copies, state, rows, place, totals)
-            row_share = _fraction(place)
             new_state, new_metrics, changes = self.state.sums(
-                copies, self.rules, row_share, tf.equal(first, 0)
+                copies, self.rules, _fraction(place), tf.equal(first, 0)
             )
             copies.require_listed()
-        slices = [g for g in gradients if isinstance(g, tf.IndexedSlices)]
-        dense = [
-            tf.ensure_shape(gradient, weight.shape)
-            for gradient, weight in zip(gradients, trained, strict=True)
-            if gradient is not None and not isinstance(gradient, tf.IndexedSlices)
-        ]
-        return (
-            Sums(passed.loss, passed.losses, dense, new_state, new_metrics),
-            Pieces([g.indices for g in slices], [g.values for g in slices]),
-        ), Layout(trained, [type(gradient) for gradient in gradients], changes)
-
-    def evidence(
-        self,
-        state: list[Tensor],
-        rows: list[Tensor],
-        first: Tensor,
-        count: Tensor,
-        batch_rows: Tensor,
-        totals: Tensor,
-        metrics: list[Tensor],
-    ) -> tuple[Evidence, Layout]:
-        """What a piece computes, to be compared with the whole; `metrics` is what those begin with.
-
-        The other arguments are those of `sums`.
-        """
-        place = draws.Rows(first, count, batch_rows)
-        with self.state.copies(state, metrics) as copies:
-            passed, trained, gradients = self._pass(copies, state, rows, place, totals)
-            changes = self.state.changes(copies)
-            found = Evidence(
-                list(map(tf.convert_to_tensor, keras.tree.flatten(passed.outputs)))
-                + passed.of_rows,
-                passed.losses,
-                passed.extras,
-                [
-                    tf.ensure_shape(tf.convert_to_tensor(gradient), weight.shape)
-                    for gradient, weight in zip(gradients, trained, strict=True)
-                    if gradient is not None
-                ],
-                [copies.value(v) for v in changes.state],
-                [copies.value(v) for v in changes.metrics],
+            state_after = [copies.value(v) for v in changes.state]
+            metrics_after = [copies.value(v) for v in changes.metrics]
+        found = [
+            (
+                gradient
+                if isinstance(gradient, tf.IndexedSlices)
+                else tf.ensure_shape(gradient, weight.shape)
             )
-        return found, Layout(trained, [type(gradient) for gradient in gradients], changes)
+            for gradient, weight in zip(gradients, trained, strict=True)
+            if gradient is not None
+        ]
+        slices = [g for g in found if isinstance(g, tf.IndexedSlices)]
+        dense = [g for g in found if not isinstance(g, tf.IndexedSlices)]
+        outputs = list(map(tf.convert_to_tensor, keras.tree.flatten(passed.outputs)))
+        sums = Sums(passed.loss, passed.losses, dense, new_state, new_metrics)
+        pieces = Pieces([g.indices for g in slices], [g.values for g in slices])
+        evidence = Evidence(
+            outputs + passed.of_rows,
+            passed.losses,
+            passed.extras,
+            list(map(tf.convert_to_tensor, found)),
+            state_after,
+            metrics_after,
+        )
+        kinds = [type(gradient) for gradient in gradients]
+        return (sums, pieces, evidence), Layout(trained, kinds, changes, passed.counts)
 
     def layer_outputs(
         self,
@@ -195,7 +178,7 @@ class MicroBatch:
         batch_rows: Tensor,
     ) -> tuple[list[Tensor], list[str]]:
         """What each layer gives in a forward pass, and its name."""
-        x, _, _ = self._signature.unpack(rows)
+        x, _, _ = self.signature.unpack(rows)
         place = draws.Rows(first, count, batch_rows)
         with (
             self.state.copies(state),
@@ -213,12 +196,12 @@ class MicroBatch:
         first: Tensor,
         count: Tensor,
         batch_rows: Tensor,
-    ) -> tuple[Tensor | None, tuple]:
-        """What each loss divides by on one micro-batch, None if its rows tell; and no pieces.
+    ) -> tuple[Tensor, tuple]:
+        """What each loss divides by on one micro-batch; and no pieces.
 
         Only masks are needed of the forward pass: TensorFlow prunes the rest from the graph.
         """
-        x, y, sample_weight = self._signature.unpack(rows)
+        x, y, sample_weight = self.signature.unpack(rows)
         with self.state.copies(state), draws.of_rows(draws.Rows(first, count, batch_rows)):
             y_pred = self._forward(x, self._training)
             return self.losses.denominators(y, y_pred, sample_weight), ()
@@ -233,7 +216,7 @@ class MicroBatch:
     ) -> tuple[_Passed, list[Any], list[Any]]:
         """Go forward and backward; return also the trained weights, and their gradients."""
         model = self._model
-        x, y, sample_weight = self._signature.unpack(rows)
+        x, y, sample_weight = self.signature.unpack(rows)
         weights = self.state.weights_of(state)
         row_share = _fraction(place)
         meeting = None
@@ -244,7 +227,7 @@ class MicroBatch:
             copies.scope.tape = tape
             with draws.of_rows(place), self._statistics(place.count):
                 y_pred = self._forward(x, self._training)
-                loss, losses, of_rows = self.losses(
+                loss, losses, of_rows, counts = self.losses(
                     y, y_pred, sample_weight, row_share, totals, meeting
                 )
                 # Weight and activity regularisers, add_loss.
@@ -266,7 +249,7 @@ class MicroBatch:
         model.compute_metrics(x, *measured)
         trained = self.state.weights if self._training else []
         gradients = copies.gradients(tape, scaled, weights[: len(trained)])
-        return _Passed(y_pred, loss, losses, of_rows, extras), trained, gradients
+        return _Passed(y_pred, loss, losses, of_rows, extras, counts), trained, gradients
 
     def _forward(self, x: Any, training: bool) -> Any:
         if keras_private.takes_training(self._model):
@@ -279,6 +262,47 @@ class MicroBatch:
         if moments is None and self._together is not None and self._together.size > 1:
             moments = functools.partial(statistics.moments, self._together, count)
         return contextlib.nullcontext() if moments is None else keras_private.batch_moments(moments)
+
+
+class Traced(NamedTuple):
+    """A micro-batch's computation as a graph."""
+
+    micro_batch: MicroBatch
+    specs: tuple  # of the first five arguments of `function`
+    function: Any  # of the arguments of `MicroBatch.compute`: sums, pieces, evidence
+    layout: Layout
+
+    def denominators(self) -> Any:
+        """Trace `MicroBatch.denominators`; None where nothing depends on it."""
+        if not self.layout.counts:
+            return None
+        return graph.inlined(self.micro_batch.denominators, *self.specs)
+
+
+def trace(make: Callable[[], MicroBatch]) -> Traced:
+    """Trace the micro-batch that `make` makes.
+
+    Raises:
+        ModelError: what the model does can't be put together from micro-batches.
+    """
+    seed = keras_private.global_seed()
+    traced = _trace(make())
+    if keras_private.global_seed() is not seed:  # made in there: now it is a part of the state
+        traced = _trace(make())
+    graph.require_tracked_state(traced.function)
+    graph.require_deterministic(traced.function)
+    return traced
+
+
+def _trace(micro_batch: MicroBatch) -> Traced:
+    number = tf.TensorSpec([], tf.int32)
+    specs = (micro_batch.state.specs, micro_batch.signature.specs, number, number, number)
+    totals = tf.TensorSpec([len(micro_batch.losses)], tf.float32)
+    metrics = micro_batch.state.metric_specs
+    function, layout = graph.with_layout(
+        graph.inlined, micro_batch.compute, *specs, totals, metrics
+    )
+    return Traced(micro_batch, specs, function, layout)
 
 
 def _fraction(place: draws.Rows) -> Tensor:

@@ -12,17 +12,13 @@ from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.step import graph
 from ddp_gd.step.finite import all_finite, looked_at
-from ddp_gd.step.keras_private import global_seed
-from ddp_gd.step.micro_batch import Layout, MicroBatch, Pieces, Sums
+from ddp_gd.step.micro_batch import Pieces, Sums
+from ddp_gd.step.proof import proof
 from ddp_gd.step.proof.comparison import Comparison
-from ddp_gd.step.proof.proof import Proof
 from ddp_gd.step.reduction import AllReduce, CanonicalTree
-from ddp_gd.step.rules import Rules
 from ddp_gd.step.state import log_losses
 
 Tensor = Any
-
-PROVED_ROWS = 32  # so many of the first mini-batch are computed before the first update, at most
 
 
 class SharedStep:
@@ -32,6 +28,8 @@ class SharedStep:
         model: compiled and built.
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
+        sample: some rows, the same on every worker, on which it is found out how the shares make
+            up the whole.
         micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
         empty_shares: whether some share may be empty.
         training: False for evaluation: no gradient, no update, layers in inference mode.
@@ -42,6 +40,9 @@ class SharedStep:
     Attributes:
         traced: the traced function of one micro-batch.
         log_names, logged: empty; see `WholeStep`.
+
+    Raises:
+        ModelError: on every worker: they don't.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class SharedStep:
         model: keras.Model,
         communicator: Communicator,
         signature: Signature,
+        sample: list[Tensor],
         *,
         micro_batch_size: int | None,
         empty_shares: bool,
@@ -69,40 +71,30 @@ class SharedStep:
         if bitwise_lanes:
             assert micro_batch_size is not None
             self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)
-        self._signature = signature
-        self._bitwise = bitwise_lanes > 0
-        # What needs all rows needs the other workers, which micro-batches don't wait for.
-        self._together = (
-            communicator if micro_batch_size is None and communicator.size > 1 else None
-        )
-        self._trace(Rules())
-
-    def prove(self, rows: list[Tensor]) -> None:
-        """Find out how the shares make up the whole, before the first step. Collective.
-
-        Args:
-            rows: this worker's, of the first step.
-
-        Raises:
-            ModelError: on every worker: they don't.
-        """
-        if any(row.dtype == tf.string for row in rows):
-            return  # no backend hands texts on
-        most = min(PROVED_ROWS, max(2, self._size or PROVED_ROWS))
-        each = max(1, most // self._communicator.size)
         comparison = Comparison(
-            self._model,
-            self._communicator,
-            self._signature,
-            self._together,
-            self._training,
-            [row[:each] for row in rows],
+            model,
+            communicator,
+            signature,
+            in_pieces=micro_batch_size is not None,
+            training=training,
+            rows=sample,
         )
-        if len(comparison.every[0]) < 2:
-            return  # never cut
-        rules = Proof(comparison).rules()
-        if rules != self._rules:
-            self._trace(rules)
+        self._rules, traced = proof.prove(comparison)
+        self._layout, self._state = traced.layout, traced.micro_batch.state
+        self._losses = len(traced.micro_batch.losses)
+        self._count = traced.denominators()
+        trace = graph.isolated if bitwise_lanes else graph.inlined
+        self.traced = trace(
+            lambda *given: traced.function(*given)[:2],
+            *traced.function.structured_input_signature[0],
+        )
+        self._apply: Callable[[Sums, Pieces], None] = self._update
+        if bitwise_lanes and training:
+            specs = tf.nest.map_structure(
+                lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+                self.traced.structured_outputs,
+            )
+            self._apply = graph.isolated(self._update, *specs)
 
     @property
     def changed(self) -> list[Any]:
@@ -132,8 +124,9 @@ class SharedStep:
             Whether loss and gradient are finite; whether this worker's part of them is; whether
             some worker was asked to stop; nothing more to log.
         """
-        state = self._micro_batch.state.read()
-        totals = tf.zeros(len(self._micro_batch.losses))
+        state = self._state.read()
+        metrics = self._state.metrics_before(carried=self._rules.met_metrics)
+        totals = tf.zeros(self._losses)
         if self._count is not None:
             totals, *_ = self._reduce(
                 self._count,
@@ -144,7 +137,7 @@ class SharedStep:
             )
         sums, pieces, own, flags = self._reduce(
             self.traced,
-            lambda rows, first, real: (state, rows, first, real, batch_rows, totals),
+            lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics),
             rows,
             start,
             count,
@@ -159,37 +152,6 @@ class SharedStep:
         if self._stop_on_nan:
             finite &= tf.math.is_finite(sums.loss)
         return finite, tf.equal(own[1], 0), flags[0] > 0, []
-
-    def _trace(self, rules: Rules) -> None:
-        """Trace what is computed of a micro-batch, and the update."""
-        seed = global_seed()
-        self._trace_sums(rules)
-        if global_seed() is not seed:  # made in there: now it is a part of the state
-            self._trace_sums(rules)
-        graph.require_tracked_state(self.traced)
-        graph.require_deterministic(self.traced)
-        self._apply: Callable[[Sums, Pieces], None] = self._update
-        if self._bitwise and self._training:
-            specs = tf.nest.map_structure(
-                lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
-                self.traced.structured_outputs,
-            )
-            self._apply = graph.isolated(self._update, *specs)
-
-    def _trace_sums(self, rules: Rules) -> None:
-        self._rules = rules
-        self._micro_batch = micro_batch = MicroBatch(
-            self._model, self._signature, self._together, rules, training=self._training
-        )
-        trace = graph.isolated if self._bitwise else graph.inlined
-        number = tf.TensorSpec([], tf.int32)
-        given = (micro_batch.state.specs, self._signature.specs, number, number, number)
-        self._count = trace(micro_batch.denominators, *given)
-        if self._count.structured_outputs[0] is None:  # the rows tell
-            self._count = None
-        totals = tf.TensorSpec([len(micro_batch.losses)], tf.float32)
-        self.traced, layout = graph.with_layout(trace, micro_batch.sums, *given, totals)
-        self._layout: Layout = layout
 
     def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
         """1 where this worker's losses or gradients aren't numbers and shall be, else 0."""

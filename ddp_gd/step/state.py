@@ -136,9 +136,20 @@ class ModelState:
         """`tf.TensorSpec` of each tensor of `read`."""
         return [tf.TensorSpec(v.shape, v.dtype) for v in [*self.weights, *self.others]]
 
+    @property
+    def metric_specs(self) -> list[tf.TensorSpec]:
+        """`tf.TensorSpec` of each state of the metrics."""
+        return [tf.TensorSpec(v.shape, v.dtype) for v in self.metrics]
+
     def read(self) -> list[Tensor]:
         """The values of all variables that a forward pass reads: once a step."""
         return [tf.convert_to_tensor(v.value) for v in [*self.weights, *self.others]]
+
+    def metrics_before(self, carried: bool) -> list[Tensor]:
+        """What metrics begin with: zero, or, where it is carried on, what they are."""
+        if carried:
+            return [tf.convert_to_tensor(v.value) for v in self.metrics]
+        return [tf.zeros(v.shape, v.dtype) for v in self.metrics]
 
     def weights_of(self, values: list[Tensor]) -> list[Tensor]:
         """Those of `read` that belong to `weights`."""
@@ -153,7 +164,7 @@ class ModelState:
             metrics: the states that metrics begin with; zero by default.
         """
         if metrics is None:
-            metrics = [tf.zeros(v.shape, v.dtype) for v in self.metrics]
+            metrics = self.metrics_before(carried=False)
         start = zip([*self.weights, *self.others], values, strict=True)
         copies = Copies([*start, *zip(self.metrics, metrics, strict=True)], self.weights)
         with copies.scope:

@@ -43,6 +43,7 @@ class Steps:
         model: compiled and built.
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
+        sample: some rows, the same on every worker, to try the model on.
         micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
         empty_shares: whether some share may be empty.
         training: False for evaluation: no gradient, no update, layers in inference mode.
@@ -55,6 +56,9 @@ class Steps:
         traced: the traced function of one step, or of one micro-batch.
         log_names: the names of `StepResult.logs`.
         ask_to_stop: a variable; 1 asks all workers to stop after the step in which they see it.
+
+    Raises:
+        ModelError: on every worker: what shares of a global mini-batch compute is not the whole.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Steps:
         model: keras.Model,
         communicator: Communicator,
         signature: Signature,
+        sample: list[Tensor],
         *,
         micro_batch_size: int | None,
         empty_shares: bool,
@@ -81,6 +86,7 @@ class Steps:
                 model,
                 communicator,
                 signature,
+                sample,
                 micro_batch_size=micro_batch_size,
                 empty_shares=empty_shares,
                 training=training,
@@ -88,7 +94,6 @@ class Steps:
                 stop_on_nan=stop_on_nan,
             )
         self.traced, self.log_names = self._step.traced, self._step.log_names
-        self._proved = False
         self._runs: dict[int, Any] = {}
 
     @property
@@ -105,9 +110,6 @@ class Steps:
             shares: how they are cut. In bitwise mode all steps have the same number of
                 micro-batches (`same_graph`).
         """
-        if not self._proved:
-            self._step.prove([array[: shares.offsets[1]] for array in rows])
-            self._proved = True
         count = self._step.micro_batches(int(shares.batch_rows[0]))
         if count not in self._runs:
             numbers = tf.TensorSpec([None], tf.int32)

@@ -51,9 +51,6 @@ class WholeStep:
         """Micro-batches of a step, where the graph is made for their number."""
         return 0
 
-    def prove(self, rows: list[Tensor]) -> None:
-        """Nothing to prove: it is Keras's."""
-
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`evaluate`: loss and metrics over the rows of all workers."""
 
 from typing import Any
 

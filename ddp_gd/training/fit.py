@@ -11,7 +11,7 @@ from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.training import identity, snapshot
+from ddp_gd.training import identity, replicas, snapshot
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.epochs import Epochs
@@ -126,6 +126,7 @@ def fit(
 
     _require_one_optimizer(model, checkpoint)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)
+    replicas.synchronize(communicator, model)
     loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:

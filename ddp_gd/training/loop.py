@@ -197,14 +197,22 @@ def open_loop(
     *,
     training: bool,
 ) -> Loop:
-    """Compile the model's steps for the rows of `source`."""
+    """Compile the model's steps for the rows of `source`. Collective.
+
+    The model's variables must be the same on every worker.
+
+    Raises:
+        ModelError: the model can't be trained like this.
+    """
     bitwise = runtime.is_bitwise()
+    plan, size = source.plan, communicator.size
     steps = Steps(
         model,
         communicator,
         source.signature,
-        micro_batch_size=source.plan.micro_batch_size,
-        empty_shares=source.plan.has_empty_shares(communicator.size),
+        source.sample(),
+        micro_batch_size=plan.micro_batch_size,
+        empty_shares=plan.has_empty_shares(size),
         training=training,
         bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
         stop_on_nan=stop_on_nan,

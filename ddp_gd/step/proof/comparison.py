@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
+from ddp_gd.batching.plan import block
 from ddp_gd.comm.base import Communicator
 from ddp_gd.comm.single import SingleCommunicator
-from ddp_gd.step import graph
-from ddp_gd.step.micro_batch import Evidence, Layout, MicroBatch
+from ddp_gd.comm.tensors import COLLECTIVE
+from ddp_gd.step import graph, keras_private
+from ddp_gd.step.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
 from ddp_gd.step.rules import Rules
 
 Tensor = Any
@@ -22,7 +24,8 @@ class Look(NamedTuple):
     """The whole, and all workers' pieces: arrays with the pieces in front."""
 
     whole: Evidence
-    again: list[np.ndarray]  # the metrics' states of the whole, begun with what it left before
+    moved: Evidence  # the whole once more, with weights moved by about as much as rounding moves
+    again: Evidence  # the whole once more, metrics begun with what it left before
     pieces: Evidence  # outputs: of all rows, as in the whole; gradients: added up
     rows: np.ndarray  # of each piece
     layout: Layout
@@ -36,118 +39,149 @@ class Comparison:
         model: compiled and built.
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
-        together: None where a step has micro-batches, else the communicator; see `MicroBatch`.
+        in_pieces: whether a step has micro-batches, which don't wait for other workers.
         training: False for evaluation.
-        rows: this worker's.
+        rows: the same on every worker.
     """
 
     model: keras.Model
     communicator: Communicator
     signature: Signature
-    together: Communicator | None
+    in_pieces: bool
     training: bool
     rows: list[Tensor]
 
     def __post_init__(self) -> None:
-        self.every = [self.communicator.allgather(row) for row in self.rows]
-        counts = self.communicator.allgather(tf.constant([len(self.rows[0])])).numpy()
-        self._start = int(counts[: self.communicator.rank].sum())
+        self.count = len(self.rows[0])
+        self._start, self._stop = block(self.count, self.communicator.size, self.communicator.rank)
+        layers = keras_private.layers(self.model)
+        self._normalises = any(isinstance(x, keras.layers.BatchNormalization) for x in layers)
 
-    def look(self, rules: Rules) -> list[Look]:
+    def step(self, rules: Rules) -> Traced:
+        """Trace what a step computes of a share or micro-batch."""
+        return trace(
+            lambda: MicroBatch(
+                self.model,
+                self.signature,
+                None if self.in_pieces else self.communicator,
+                rules,
+                training=self.training,
+            )
+        )
+
+    def look(self, step: Traced) -> list[Look]:
         """Compute whole and in pieces, with the weights as they are and three times as large.
 
         Where units are saturated, or a hinge is open for all rows, two rules may look the same.
         """
-        own = self._micro_batch(self.together, rules)
-        # A micro-batch computes whatever rows it is given as a whole.
-        whole = own if self.together is None else self._micro_batch(SingleCommunicator(), rules)
-        given = (own.state.specs, self.signature.specs, *[tf.TensorSpec([], tf.int32)] * 3)
-        count = graph.inlined(whole.denominators, *given)
-        totals = tf.TensorSpec([len(own.losses)], tf.float32)
-        metrics = [tf.TensorSpec(v.shape, v.dtype) for v in own.state.metrics]
-        of_piece, layout = graph.with_layout(graph.inlined, own.evidence, *given, totals, metrics)
-        of_whole = of_piece
-        if whole is not own:
-            of_whole, _ = graph.with_layout(graph.inlined, whole.evidence, *given, totals, metrics)
-
-        every, rows, start, total = self.every, self.rows, self._start, len(self.every[0])
-        zeros = [tf.zeros(v.shape, v.dtype) for v in own.state.metrics]
+        of_whole, of_piece = self._both(step)
+        totals = of_whole.denominators()
+        own = step.micro_batch.state
+        zeros = own.metrics_before(carried=False)
+        changed = step.layout.changes.metrics
         looks = []
         for scale in (1, 3):
-            state = own.state.read()
-            for place, weight in enumerate(own.state.weights_of(state)):
-                state[place] = scale * weight
-            total_of, _ = count(state, every, 0, total, total)
-            if total_of is None:
-                total_of = tf.zeros(totals.shape)
-            one = of_whole(state, every, 0, total, total, total_of, zeros)
-            left = {id(v): t for v, t in zip(layout.changes.metrics, one.metrics, strict=True)}
-            left_all = [left.get(id(v), t) for v, t in zip(own.state.metrics, zeros, strict=True)]
-            again = of_whole(state, every, 0, total, total, total_of, left_all)
+            state = [scale * v for v in own.weights_of(own.read())]
+            others = own.read()[len(state) :]
+            whole_rows = (self.rows, 0, self.count, self.count)
+            total = tf.zeros(len(of_whole.micro_batch.losses))
+            if totals is not None:
+                total, _ = totals(state + others, *whole_rows)
+            one = _evidence(of_whole, state + others, *whole_rows, total, zeros)
+            left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
+            left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
+            again = _evidence(of_whole, state + others, *whole_rows, total, left_all)
+            moved = [self._moved(v) for v in state] + others
             pieces, sizes = [], []
-            for first, size in self._cuts(len(rows[0])):
-                piece = [_at_least_one(row[first : first + size]) for row in rows]
-                pieces.append(of_piece(state, piece, start + first, size, total, total_of, zeros))
+            for first, size in self._cuts():
+                piece = [_at_least_one(row[first : first + size]) for row in self.rows]
+                given = (state + others, piece, first, size, self.count, total, zeros)
+                pieces.append(_evidence(of_piece, *given))
                 sizes.append(size)
             looks.append(
                 Look(
-                    whole=Evidence(*[[t.numpy() for t in tensors] for tensors in one]),
-                    again=[t.numpy() for t in again.metrics],
-                    pieces=self._gather(of_piece.structured_outputs, pieces, sizes),
-                    rows=self.communicator.allgather(tf.constant(sizes, tf.int32)).numpy(),
-                    layout=layout,
+                    whole=_arrays(one),
+                    moved=_arrays(_evidence(of_whole, moved, *whole_rows, total, zeros)),
+                    again=_arrays(again),
+                    pieces=self._gather(of_piece.function.structured_outputs[2], pieces, sizes),
+                    rows=self.communicator.allgather(
+                        tf.constant([size for size in sizes if size], tf.int32)
+                    ).numpy(),
+                    layout=step.layout,
                 )
             )
         return looks
 
-    def _micro_batch(self, together: Communicator | None, rules: Rules) -> MicroBatch:
-        # Micro-batches normalise by statistics of their own, on purpose: here by none.
-        moments = None if self.together is not None else _no_statistics
-        return MicroBatch(
-            self.model, self.signature, together, rules, training=self.training, moments=moments
+    @property
+    def epsilon(self) -> float:
+        """The distance of 1 from the next number, in the coarsest dtype that layers compute in."""
+        names = {getattr(x, "compute_dtype", "") for x in keras_private.layers(self.model)}
+        halves = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+        return max([halves.get(name, 2.0**-23) for name in names], default=2.0**-23)
+
+    def _moved(self, weight: Tensor) -> Tensor:
+        """A weight, moved by some roundings up or down."""
+        if not weight.dtype.is_floating:
+            return weight
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], weight.shape)
+        return weight * tf.cast(1 + 4 * self.epsilon * signs, weight.dtype)
+
+    def _both(self, step: Traced) -> tuple[Traced, Traced]:
+        """What computes the whole, and what computes a piece."""
+        if self.in_pieces:
+            if not self._normalises:
+                return step, step
+            # Micro-batches normalise by statistics of their own, on purpose: here by none.
+            both = self._trace(None, step.micro_batch.rules, _no_statistics)
+            return both, both
+        if all(COLLECTIVE not in operation.name for operation in graph.operations(step.function)):
+            return step, step
+        # A single worker computes whatever rows it is given as a whole.
+        return self._trace(SingleCommunicator(), step.micro_batch.rules), step
+
+    def _trace(self, together: Communicator | None, rules: Rules, moments: Any = None) -> Traced:
+        return trace(
+            lambda: MicroBatch(
+                self.model, self.signature, together, rules, training=self.training, moments=moments
+            )
         )
 
-    def _cuts(self, rows: int) -> list[tuple[int, int]]:
+    def _cuts(self) -> list[tuple[int, int]]:
         """First row and size of this worker's pieces; micro-batches of unequal sizes."""
-        if self.together is not None:
-            return [(0, rows)]
-        first = max(1, rows // 3)
-        return [
-            (start, size)
-            for start, size in ((0, min(first, rows)), (first, rows - first))
-            if size > 0
-        ]
+        rows = self._stop - self._start
+        if not self.in_pieces:
+            return [(self._start, rows)]
+        some = max(1, rows // 3)
+        cuts = (self._start, min(some, rows)), (self._start + some, rows - some)
+        return [(first, size) for first, size in cuts if size > 0]
 
     def _gather(self, specs: Evidence, pieces: list[Evidence], sizes: list[int]) -> Evidence:
-        """All workers' evidence."""
+        """All workers' evidence. What a row of zeros gave that stands for none is left out."""
+        filled = [(p, size) for p, size in zip(pieces, sizes, strict=True) if size]
 
         def stacked(field: str) -> list[np.ndarray]:
-            columns = [
-                [getattr(piece, field)[i] for piece in pieces]
-                for i in range(len(getattr(specs, field)))
-            ]
             found = []
-            for spec, column in zip(getattr(specs, field), columns, strict=True):
-                empty = tf.zeros([0, *spec.shape], spec.dtype)
-                own = tf.stack(column) if column else empty
+            for i, spec in enumerate(getattr(specs, field)):
+                column = [getattr(piece, field)[i] for piece, _ in filled]
+                own = tf.stack(column) if column else tf.zeros([0, *spec.shape], spec.dtype)
                 found.append(self.communicator.allgather(own).numpy())
             return found
 
         outputs = []
         for i, spec in enumerate(specs.outputs):
-            column = [piece.outputs[i] for piece in pieces]
+            column = [(piece.outputs[i], size) for piece, size in filled]
             if spec.shape.rank and spec.shape[0] is None:
-                rows = [tensor[:size] for tensor, size in zip(column, sizes, strict=True)]
-                inner = [n or 0 for n in (column[0].shape if column else spec.shape)[1:]]
+                inner = [n or 0 for n in (pieces[0].outputs[i].shape if pieces else spec.shape)[1:]]
+                rows = [tensor[:size] for tensor, size in column]
                 own = tf.concat(rows, 0) if rows else tf.zeros([0, *inner], spec.dtype)
             else:
-                own = tf.stack(column)[:1] if column else tf.zeros([0, *spec.shape], spec.dtype)
+                ones = [tensor for tensor, _ in column[:1]]
+                own = tf.stack(ones) if ones else tf.zeros([0, *spec.shape], spec.dtype)
             outputs.append(self.communicator.allgather(own).numpy())
-        gradients = []
-        for i, spec in enumerate(specs.gradients):
-            gradients.append(
-                sum((piece.gradients[i] for piece in pieces), tf.zeros(spec.shape, spec.dtype))
-            )
+        gradients = [
+            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(spec.shape, spec.dtype))
+            for i, spec in enumerate(specs.gradients)
+        ]
         return Evidence(
             outputs=outputs,
             losses=stacked("losses"),
@@ -159,25 +193,38 @@ class Comparison:
 
     def layer_outputs(self, rules: Rules) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """What each layer gives for this worker's rows: its name, with all rows, and with some."""
-        count = len(self.rows[0])
-        some = count if self.together is not None else max(1, count // 2)
+        moments = _no_statistics if self.in_pieces else None
+        whole = None if self.in_pieces else SingleCommunicator()
+        piece = None if self.in_pieces else self.communicator
+        some = self._stop - self._start
+        if self.in_pieces:
+            some = max(1, some // 2)
         sides = []
-        for together, rows, first, size in (
-            (SingleCommunicator(), self.every, 0, len(self.every[0])),
-            (self.together, [row[:some] for row in self.rows], self._start, some),
+        for together, first, size in (
+            (whole, 0, self.count),
+            (piece, self._start, some),
         ):
-            micro_batch = self._micro_batch(together, rules)
-            number = tf.TensorSpec([], tf.int32)
-            specs = (micro_batch.state.specs, self.signature.specs, number, number, number)
-            outputs, names = graph.with_layout(graph.inlined, micro_batch.layer_outputs, *specs)
-            tensors = outputs(micro_batch.state.read(), rows, first, size, len(self.every[0]))
+            traced = self._trace(together, rules, moments)
+            outputs, names = graph.with_layout(
+                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs
+            )
+            rows = [_at_least_one(row[first : first + size]) for row in self.rows]
+            tensors = outputs(traced.micro_batch.state.read(), rows, first, size, self.count)
             sides.append([(n, t.numpy()) for n, t in zip(names, tensors, strict=True)])
         mine = slice(self._start, self._start + some)
         return [
-            (name, whole[mine], part)
-            for (name, whole), (_, part) in zip(*sides, strict=True)
-            if whole.ndim and len(whole) == len(self.every[0]) and whole[mine].shape == part.shape
+            (name, all_rows[mine], part)
+            for (name, all_rows), (_, part) in zip(*sides, strict=True)
+            if all_rows.ndim and len(all_rows) == self.count and all_rows[mine].shape == part.shape
         ]
+
+
+def _evidence(traced: Traced, *given: Any) -> Evidence:
+    return traced.function(*given)[2]
+
+
+def _arrays(evidence: Evidence) -> Evidence:
+    return Evidence(*[[t.numpy() for t in tensors] for tensors in evidence])
 
 
 def _no_statistics(

@@ -11,134 +11,174 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NoReturn
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
+from ddp_gd.step.micro_batch import Traced
 from ddp_gd.step.proof.comparison import Comparison, Look
 from ddp_gd.step.rules import Rules
+from ddp_gd.step.state import other_variables
+
+# A number of a few roundings may be off by more in pieces, but not by this much more.
+_TIMES_ROUNDING = 20
 
 _REMEDY = "Compute it of each row alone, or train on one worker without micro_batch_size."
 
 
-class Proof:
-    """Finds out how the pieces of a global mini-batch make up the whole. Collective.
+def prove(comparison: Comparison) -> tuple[Rules, Traced]:
+    """Find the rules by which shares make up the whole. Collective.
 
     Args:
-        comparison: of some of the rows.
+        comparison: of some rows; fewer than two are never cut, and tell nothing.
+
+    Returns:
+        The rules, and what a step computes of a share or micro-batch by them.
+
+    Raises:
+        ModelError: on every worker, where no rule makes up the whole.
     """
+    rules = _likely(comparison)
+    while True:  # what is to be computed otherwise is looked at once more
+        step = comparison.step(rules)
+        if comparison.count < 2:
+            return rules, step
+        judge = _Judge(comparison, comparison.look(step))
+        better = judge.better(rules)
+        if better == rules:
+            judge.require_gradients()
+            return rules, step
+        rules = better
 
-    def __init__(self, comparison: Comparison):
+
+class _Judge:
+    """Says how the pieces of a global mini-batch make up the whole."""
+
+    def __init__(self, comparison: Comparison, looks: list[Look]):
         self._comparison = comparison
+        self._looks = looks
         self._communicator = comparison.communicator
-        self._in_pieces = comparison.together is None
-        halves = {"float16", "bfloat16"}
-        layers = keras_private.layers(comparison.model)
-        half = any(getattr(layer, "compute_dtype", "") in halves for layer in layers)
-        # Layer after layer of batch statistics makes much of what rounding left.
-        normalises = any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
-        self._tolerance = 5e-2 if half or normalises else 1e-3
+        self._in_pieces = comparison.in_pieces
+        # Of the largest number; where rounding alone does more, by what it does, see `_close`.
+        self._tolerance = min(5e-2, 2**11 * comparison.epsilon)
 
-    def rules(self) -> Rules:
-        """Find the rules.
-
-        Raises:
-            ModelError: on every worker, where no rule makes up the whole.
-        """
-        rules = Rules()
-        while True:  # what is to be computed otherwise is looked at once more
-            looks = self._comparison.look(rules)
-            better = self._better(rules, looks)
-            if better == rules:
-                for found in looks:
-                    self._require_gradients(found)
-                return rules
-            rules = better
-
-    def _better(self, rules: Rules, looks: list[Look]) -> Rules:
+    def better(self, rules: Rules) -> Rules:
         """The rules by which the pieces make up the whole, where others do not."""
-        losses = len(looks[0].whole.losses)
-        outputs = len(looks[0].whole.outputs) - losses  # what losses give for rows comes after
-        for found in looks:
+        losses = len(self._looks[0].whole.losses)
+        outputs = len(self._looks[0].whole.outputs) - losses  # what losses give for rows is after
+        for look in self._looks:
             for number in range(outputs):
-                whole, pieces = found.whole.outputs[number], found.pieces.outputs[number]
-                self._require_same_on_all(whole)
-                if whole.shape == pieces.shape and not self._close(pieces, whole):
-                    self._refuse_outputs(rules, whole, pieces)
+                whole, moved = look.whole.outputs[number], look.moved.outputs[number]
+                pieces = look.pieces.outputs[number]
+                self._require_same_again(whole, look.again.outputs[number])
+                self._require_same_on_all(whole, moved)
+                if whole.shape == pieces.shape and not self._close(pieces, whole, moved):
+                    self._refuse_outputs(rules, whole, moved, pieces)
         return dataclasses.replace(
             rules,
-            summed_losses=rules.summed_losses | self._summed_losses(looks),
+            summed_losses=rules.summed_losses | self._summed_losses(),
             met_losses=rules.met_losses
-            | {n for n in range(losses) if not self._adds_up(rules, n, outputs + n, looks)},
-            met_metrics=any([self._metrics_meet(rules, found) for found in looks]),
-            **self._state_rules(looks),
+            | {n for n in range(losses) if not self._adds_up(rules, n, outputs + n)},
+            met_metrics=any([self._metrics_meet(rules, look) for look in self._looks]),
+            **self._state_rules(rules),
         )
 
-    def _summed_losses(self, looks: list[Look]) -> set[int]:
+    def require_gradients(self) -> None:
+        """Refuse a model whose gradients don't add up to those of the whole."""
+        for look in self._looks:
+            largest = max(
+                (float(np.abs(g).max(initial=0)) for g in look.whole.gradients), default=0
+            )
+            trained = [
+                weight
+                for weight, kind in zip(look.layout.weights, look.layout.kinds, strict=True)
+                if kind is not type(None)
+            ]
+            for weight, whole, moved, total in zip(
+                trained,
+                look.whole.gradients,
+                look.moved.gradients,
+                look.pieces.gradients,
+                strict=True,
+            ):
+                # Small ones are what rounding left of larger ones.
+                scale = max(float(np.abs(whole).max(initial=0)), 1e-2 * largest)
+                if not self._close(total, whole, moved, 5 * scale):
+                    raise ModelError(
+                        f"The gradient of {weight.path!r} is {_few(whole)} on {look.rows.sum()} "
+                        f"rows and {_few(total)} computed in pieces. {_REMEDY}"
+                    )
+
+    def _summed_losses(self) -> set[int]:
         """Which entries of model.losses are sums over rows, and no means."""
         summed = set()
-        for number in range(len(looks[0].whole.extras)):
-            triples = [
+        for number in range(len(self._looks[0].whole.extras)):
+            found = [
                 (
-                    found.whole.extras[number],
-                    _mean(found.pieces.extras[number], found.rows),
-                    found.pieces.extras[number].sum(0),
+                    look.whole.extras[number],
+                    look.moved.extras[number],
+                    _mean(look.pieces.extras[number], look.rows),
+                    look.pieces.extras[number].sum(0),
                 )
-                for found in looks
+                for look in self._looks
             ]
-            if all(self._close(mean, whole) for whole, mean, _ in triples):
+            if all(self._close(mean, whole, moved) for whole, moved, mean, _ in found):
                 continue
-            if not all(self._close(total, whole) for whole, _, total in triples):
-                whole, mean, total = next(t for t in triples if not self._close(t[1], t[0]))
+            if not all(self._close(total, whole, moved) for whole, moved, _, total in found):
+                whole, _, mean, total = next(f for f in found if not self._close(f[2], f[0], f[1]))
                 raise ModelError(
                     f"Entry {number} of model.losses (add_loss, an activity regularizer) is "
-                    f"{whole:.6g} on {looks[0].rows.sum()} rows. Computed in pieces, it is "
+                    f"{whole:.6g} on {self._looks[0].rows.sum()} rows. Computed in pieces, it is "
                     f"{mean:.6g} as a mean over rows and {total:.6g} as a sum: it is neither. "
                     + _REMEDY
                 )
             summed.add(number)
         return summed
 
-    def _adds_up(self, rules: Rules, number: int, of_rows: int, looks: list[Look]) -> bool:
+    def _adds_up(self, rules: Rules, number: int, of_rows: int) -> bool:
         """Whether a loss is the sum of its parts, and gives a row the same value anywhere."""
-        for found in looks:
-            whole, total = found.whole.losses[number], found.pieces.losses[number].sum(0)
-            rows, in_pieces = found.whole.outputs[of_rows], found.pieces.outputs[of_rows]
+        for look in self._looks:
+            whole, moved = look.whole.losses[number], look.moved.losses[number]
+            total = look.pieces.losses[number].sum(0)
+            rows, in_pieces = look.whole.outputs[of_rows], look.pieces.outputs[of_rows]
             alike = number in rules.met_losses or (
-                rows.shape == in_pieces.shape and self._close(in_pieces, rows)
+                rows.shape == in_pieces.shape
+                and self._close(in_pieces, rows, look.moved.outputs[of_rows])
             )
-            if alike and self._close(total, whole):
+            if alike and self._close(total, whole, moved):
                 continue
             if self._in_pieces or number in rules.met_losses:
                 name = keras_private.losses(self._comparison.model)[number].name
                 raise ModelError(
-                    f"The loss {name!r} is {whole:.6g} on {found.rows.sum()} rows and {total:.6g} "
+                    f"The loss {name!r} is {whole:.6g} on {look.rows.sum()} rows and {total:.6g} "
                     f"computed in pieces, or not the same for a row in both: rows meet in it. "
                     f"{_REMEDY}"
                 )
             return False
         return True
 
-    def _metrics_meet(self, rules: Rules, found: Look) -> bool:
+    def _metrics_meet(self, rules: Rules, look: Look) -> bool:
         """Whether the metrics' states are no sums over rows that are added to what was before."""
-        for variable, whole, again, parts in zip(
-            found.layout.changes.metrics,
-            found.whole.metrics,
-            found.again,
-            found.pieces.metrics,
+        for variable, whole, moved, again, parts in zip(
+            look.layout.changes.metrics,
+            look.whole.metrics,
+            look.moved.metrics,
+            look.again.metrics,
+            look.pieces.metrics,
             strict=True,
         ):
             name = keras_private.metric_name(self._comparison.model, variable)
-            after = f"{_few(whole)} after {found.rows.sum()} rows"
+            after = f"{_few(whole)} after {look.rows.sum()} rows"
             if rules.met_metrics:
-                if not self._close(parts[0], whole):
+                if not self._close(parts[0], whole, moved):
                     raise ModelError(
                         f"The metric {name!r} keeps {variable.name!r}, which is {after} and "
                         f"{_few(parts[0])} where their outputs come together. {_REMEDY}"
                     )
-            elif not self._close(parts.sum(0), whole) or not self._close(again, 2 * whole):
+            elif not self._close(parts.sum(0), whole, moved) or not self._close(
+                again, 2 * whole, 2 * moved
+            ):
                 if self._in_pieces:
                     raise ModelError(
                         f"The metric {name!r} keeps {variable.name!r}, which is {after}, "
@@ -149,30 +189,42 @@ class Proof:
                 return True
         return rules.met_metrics
 
-    def _state_rules(self, looks: list[Look]) -> dict[str, frozenset[str]]:
+    def _state_rules(self, rules: Rules) -> dict[str, frozenset[str]]:
         """What the variables become: the same everywhere, a mean over rows, or a sum."""
-        summed, same = set(), set()
-        layout = looks[0].layout
+        layout = self._looks[0].layout
+        changed = {variable.path for variable in layout.changes.state}
+        same, summed = set(rules.same_state - changed), set()
         for number, variable in enumerate(layout.changes.state):
-            found = [(f.whole.state[number], f.pieces.state[number], f.rows) for f in looks]
-            whole, values, rows = found[0]
+            found = [
+                (
+                    look.whole.state[number],
+                    look.moved.state[number],
+                    look.pieces.state[number],
+                    look.rows,
+                )
+                for look in self._looks
+            ]
+            whole, _, values, rows = found[0]
             weight = any(variable is trained for trained in layout.weights)
             real = np.issubdtype(whole.dtype, np.floating) or whole.dtype.kind == "V"
             before = variable.value.numpy()
             # What micro-batches make of their own statistics is seen without them here.
             if (not self._in_pieces or not real or weight) and all(
-                self._close(value, w) if weight else np.array_equal(value, w)
-                for w, v, _ in found
+                np.array_equal(value, v[0]) and self._close(value, w, m)
+                for w, m, v, _ in found
                 for value in v
             ):
                 same.add(variable.path)
-            elif real and not weight and all(self._close(_mean(v, r), w) for w, v, r in found):
+            elif (
+                real and not weight and all(self._close(_mean(v, r), w, m) for w, m, v, r in found)
+            ):
                 pass
             elif (
                 not weight
                 and whole.dtype != bool
                 and all(
-                    self._close(before + (v - before).sum(0, dtype=w.dtype), w) for w, v, _ in found
+                    self._close(before + (v - before).sum(0, dtype=w.dtype), w, m)
+                    for w, m, v, _ in found
                 )
             ):
                 summed.add(variable.path)
@@ -184,30 +236,22 @@ class Proof:
                 )
         return {"summed_state": frozenset(summed), "same_state": frozenset(same)}
 
-    def _require_gradients(self, found: Look) -> None:
-        """Refuse a model whose gradients don't add up to those of the whole."""
-        largest = max((float(np.abs(g).max(initial=0)) for g in found.whole.gradients), default=0)
-        trained = [
-            w
-            for w, kind in zip(found.layout.weights, found.layout.kinds, strict=True)
-            if kind is not type(None)
-        ]
-        for weight, whole, total in zip(
-            trained, found.whole.gradients, found.pieces.gradients, strict=True
-        ):
-            # Small ones are what rounding left of larger ones.
-            scale = max(float(np.abs(whole).max(initial=0)), 1e-2 * largest)
-            if not self._close(total, whole, scale, factor=20):
-                raise ModelError(
-                    f"The gradient of {weight.path!r} is {_few(whole)} on {found.rows.sum()} rows "
-                    f"and {_few(total)} computed in pieces. {_REMEDY}"
-                )
+    def _require_same_again(self, whole: np.ndarray, again: np.ndarray) -> None:
+        """Refuse a model that computes something else for the same rows each time."""
+        if whole.shape != again.shape or not self._close(again, whole, whole):
+            raise ModelError(
+                f"The model's outputs for the same rows are {_few(whole)} once and {_few(again)} "
+                "another time, with the same weights and seeds: something in it draws from a "
+                "generator of its own, or counts its calls. Draw with keras.random and a "
+                "keras.random.SeedGenerator, keep counts in variables of the layer, or train on "
+                "one worker without micro_batch_size."
+            )
 
-    def _require_same_on_all(self, whole: np.ndarray) -> None:
+    def _require_same_on_all(self, whole: np.ndarray, moved: np.ndarray) -> None:
         """Refuse a model of which the workers compute different things for the same rows."""
-        own = np.nan_to_num(np.abs(np.asarray(whole, np.float64)).sum())
-        sums = self._communicator.allgather(tf.constant([own])).numpy()
-        if not self._close(sums, np.full(len(sums), sums[0])):
+        own = np.nan_to_num([np.abs(np.asarray(a, np.float64)).sum() for a in (whole, moved)])
+        sums, of_moved = self._communicator.allgather(tf.constant([own])).numpy().T
+        if not self._close(sums, np.full(len(sums), sums[0]), of_moved):
             raise ModelError(
                 f"The model's outputs for the same {len(np.atleast_1d(whole))} rows are not the "
                 f"same on every worker: the sum of their absolute values is {_few(sums)}, by rank. "
@@ -215,13 +259,17 @@ class Proof:
                 "be the same on all of them."
             )
 
-    def _refuse_outputs(self, rules: Rules, whole: np.ndarray, pieces: np.ndarray) -> NoReturn:
+    def _refuse_outputs(
+        self, rules: Rules, whole: np.ndarray, moved: np.ndarray, pieces: np.ndarray
+    ) -> NoReturn:
         difference = np.abs(np.asarray(whole - pieces, np.float64))
         place = np.unravel_index(difference.argmax(), whole.shape)
         layers = self._comparison.layer_outputs(rules)
         names = [name for name, _, _ in layers]
         wrong = [
-            n for n, (_, all_rows, some) in enumerate(layers) if not self._close(some, all_rows)
+            n
+            for n, (_, all_rows, some) in enumerate(layers)
+            if not self._close(some, all_rows, all_rows)
         ]
         own = tf.constant([min(wrong, default=len(names))])
         first = self._communicator.allgather(own).numpy().min()
@@ -232,15 +280,33 @@ class Proof:
             f"some. Rows meet in it, so a global mini-batch can't be cut. {_REMEDY}"
         )
 
-    def _close(
-        self, found: Any, wanted: Any, scale: float | None = None, factor: float = 1
-    ) -> bool:
-        """Whether numbers are equal to the precision of the model's; where they are numbers."""
-        found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    def _close(self, found: Any, wanted: Any, moved: Any, scale: float | None = None) -> bool:
+        """Whether numbers are equal but for rounding; where they are numbers.
+
+        Args:
+            found: of pieces.
+            wanted: of the whole.
+            moved: of the whole, with weights moved by about as much as rounding moves.
+            scale: of the numbers; the largest wanted one by default.
+        """
+        found, wanted, moved = (np.asarray(a, np.float64) for a in (found, wanted, moved))
         if not np.isfinite(wanted).all():
             return True  # the first step will say so
-        scale = max(np.abs(wanted).max(initial=0), 1e-6) if scale is None else max(scale, 1e-12)
-        return bool(np.abs(found - wanted).max(initial=0) <= factor * self._tolerance * scale)
+        if scale is None:
+            scale = np.abs(wanted).max(initial=0)
+        rounding = np.nan_to_num(np.abs(moved - wanted)).max(initial=0)
+        most = max(self._tolerance * max(scale, 1e-6), _TIMES_ROUNDING * rounding)
+        return bool(np.abs(found - wanted).max(initial=0) <= most)
+
+
+def _likely(comparison: Comparison) -> Rules:
+    """Rules that fit most models, for a first look."""
+    if comparison.in_pieces:
+        return Rules()
+    # Moving averages of the statistics of all rows, and counters: the same on all workers.
+    state = other_variables(comparison.model)
+    floating = (v.path for v in state if tf.as_dtype(v.dtype).is_floating)
+    return Rules(same_state=frozenset(floating))
 
 
 def _mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
