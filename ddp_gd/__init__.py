@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ReplicaError,
     )
     from ddp_gd.job.runtime import init, local_rank, rank, size
+    from ddp_gd.step.rows.meeting import gather_rows
     from ddp_gd.training.checkpoint import Checkpoint
     from ddp_gd.training.evaluate import evaluate
     from ddp_gd.training.fit import fit
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate",
     "fingerprint",
     "fit",
+    "gather_rows",
     "init",
     "load",
     "local_rank",
@@ -58,6 +60,7 @@ _MODULES = {
     "evaluate": "training.evaluate",
     "fingerprint": "training.replicas",
     "fit": "training.fit",
+    "gather_rows": "step.rows.meeting",
     "init": "job.runtime",
     "load": "data.load",
     "local_rank": "job.runtime",

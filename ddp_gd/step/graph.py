@@ -18,9 +18,10 @@ _RANDOM_OPS = re.compile(
 _WRITES = re.compile(r"^(Assign.*VariableOp|ResourceScatter.*)$")
 
 
-def inlined(function: Callable[..., Any], *signature: Any) -> Any:
+def inlined(function: Callable[..., Any], *signature: Any, autograph: bool = False) -> Any:
     """Trace a function that becomes a part of whatever graph calls it."""
-    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+    traced = tf.function(function, input_signature=signature, autograph=autograph)
+    return traced.get_concrete_function()
 
 
 def isolated(function: Callable[..., Any], *signature: Any) -> Any:
@@ -58,6 +59,16 @@ def with_layout(
         return found
 
     return trace(tensors, *signature), layouts[-1]
+
+
+def variables(function: Any) -> list[Any]:
+    """The variables that a concrete function uses, in the order in which it was traced.
+
+    TensorFlow's own list of them is in another order in each process.
+    """
+    by_handle = {id(variable.handle): variable for variable in function.graph.variables}
+    found = [by_handle.get(id(tensor)) for tensor in function.graph.external_captures]
+    return [variable for variable in found if variable is not None]
 
 
 def require_tracked_state(function: Any) -> None:

@@ -19,8 +19,17 @@ Tensor = Any
 # For tf.function: the function keeps its own graph wherever it is called.
 KEEPS_ITS_GRAPH = {"_noinline": True}
 
-# What Keras's fit and train_step call, and a model may override.
-PARTS_OF_THE_STEP = ("make_train_function", "make_test_function", "_compute_loss")
+# What Keras's fit or evaluate calls for a step, and a model may override.
+_PARTS_OF_THE_STEP = ("compute_loss", "compute_metrics", "_compute_loss")
+
+
+def overrides(model: keras.Model, training: bool) -> str | None:
+    """The first part of Keras's step that a model replaces, if it does."""
+    step = "train_step" if training else "test_step"
+    for name in (f"make_{step.removesuffix('_step')}_function", step, *_PARTS_OF_THE_STEP):
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name):
+            return name
+    return None
 
 
 def build(model: keras.Model, batch: Any) -> None:
@@ -83,17 +92,20 @@ def loss_weights(model: keras.Model) -> Any:
     return None if model._compile_loss is None else model._compile_loss._user_loss_weights
 
 
-def compiled_loss_with(model: keras.Model, calls: Sequence[Callable[..., Tensor]]) -> Any:
+def compiled_loss_with(
+    model: keras.Model, calls: Sequence[Callable[..., Tensor]], tracked: bool = False
+) -> Any:
     """The model's compiled loss with other functions in the place of its losses.
 
     Keras finds out which target and weight belongs to which of them. The trackers of their values
-    are left out.
+    are left out, unless they are to be `tracked`.
     """
     ours = object.__new__(type(model._compile_loss))  # copy.copy would save it to a file
     ours.__dict__.update(model._compile_loss.__dict__)
     entries = zip(model._compile_loss._flat_losses, calls, strict=True)
     ours._flat_losses = [entry._replace(loss=call) for entry, call in entries]
-    ours._metrics = [None] * len(calls)
+    if not tracked:
+        ours._metrics = [None] * len(calls)
     return ours
 
 
@@ -246,3 +258,113 @@ def replacing_operations(
         yield
     finally:
         op_callbacks.remove_op_callback(callback)
+
+
+# Training steps of the user's
+
+
+@contextlib.contextmanager
+def replaced_gradients(replace: Callable[..., Any]) -> Iterator[None]:
+    """Let `replace` compute what `tf.GradientTape.gradient` is asked for in here.
+
+    Args:
+        replace: called with the tape's own function and its arguments.
+    """
+    own = tf.GradientTape.gradient
+
+    def gradient(
+        self: Any,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
+    ) -> Any:
+        def ask(sources: Any, output_gradients: Any) -> Any:
+            return own(self, target, sources, output_gradients, unconnected_gradients)
+
+        return replace(ask, target, sources, output_gradients)
+
+    tf.GradientTape.gradient = gradient
+    try:
+        yield
+    finally:
+        tf.GradientTape.gradient = own
+
+
+@contextlib.contextmanager
+def noted_results() -> Iterator[dict[int, tuple[Any, Any]]]:
+    """What metrics return as their results in here: by the id of a tensor, it and the metric."""
+    seen: dict[int, tuple[Any, Any]] = {}
+    kinds, todo = [], [keras.Metric]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if "result" in vars(kind) and kind not in kinds:
+            kinds.append(kind)
+
+    def noting(result: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any) -> Any:
+            value = result(self)
+            if tf.is_tensor(value):
+                seen[id(value)] = value, self
+            return value
+
+        return noted
+
+    own = [(kind, vars(kind)["result"]) for kind in kinds]
+    for kind, result in own:
+        kind.result = noting(result)
+    try:
+        yield seen
+    finally:
+        for kind, result in own:
+            kind.result = result
+
+
+@contextlib.contextmanager
+def compiled_loss_is(model: keras.Model, loss: Callable[..., Tensor]) -> Iterator[None]:
+    """Let `loss`, called with targets, outputs, weights, be the model's compiled loss in here."""
+    own = model._compile_loss
+
+    class Replaced:
+        def __call__(self, y: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+            if not own.built:
+                own.build(y, y_pred)
+            vars(model)["_compile_loss"] = own
+            try:
+                return loss(y, y_pred, sample_weight)
+            finally:
+                vars(model)["_compile_loss"] = self
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(own, name)
+
+    if own is None:
+        yield
+        return
+    vars(model)["_compile_loss"] = Replaced()
+    try:
+        yield
+    finally:
+        vars(model)["_compile_loss"] = own
+
+
+@contextlib.contextmanager
+def compiled_metrics_see(
+    model: keras.Model, all_rows: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Let the model's compiled metrics be given `all_rows` of targets, outputs and weights."""
+    own = model._compile_metrics
+    if own is None:
+        yield
+        return
+    update = own.update_state
+
+    def of_all(y: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        update(*keras.tree.map_structure(all_rows, (y, y_pred, sample_weight)))
+
+    vars(own)["update_state"] = of_all
+    try:
+        yield
+    finally:
+        del vars(own)["update_state"]

@@ -23,7 +23,7 @@ from keras import ops
 
 from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
-from ddp_gd.step.rules import Meeting
+from ddp_gd.step.rows.meeting import Meeting
 
 Tensor = Any
 Loss = Callable[..., Tensor]
@@ -117,11 +117,44 @@ class CompiledLosses:
         loss = self._visit(part, y, y_pred, sample_weight)
         return loss, parts, of_rows, any(counted)
 
-    def _visit(self, visitor: Callable[..., Tensor], y: Any, y_pred: Any, weight: Any) -> Tensor:
+    def of_share(
+        self, y: Any, y_pred: Any, sample_weight: Any, row_share: Tensor, meeting: Meeting
+    ) -> Tensor:
+        """These rows' compiled loss, so that its mean over shares, by rows, is that of the whole.
+
+        Collective. The arguments are those of a call.
+        """
+
+        def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
+            values = _values(loss, y_true, y_pred)
+            if problem := self._why_rows_meet(index, loss, values, y_pred):
+                return _of_all_rows(loss, problem, y_true, y_pred, weight, meeting)
+            value = loss(y_true, y_pred, weight)
+            self._require_scalar(loss, value)
+            if loss.reduction == "sum":
+                return tf.math.divide_no_nan(value, tf.cast(row_share, value.dtype))
+            own = self._denominator(loss, y_true, y_pred, weight)
+            if own is None:
+                return value
+            own = tf.where(row_share > 0, own, 0)
+            (total,) = meeting.communicator.allreduce_sum([own])
+            fraction = tf.math.divide_no_nan(own, total * row_share)
+            return value * tf.cast(fraction, value.dtype)
+
+        return self._visit(part, y, y_pred, sample_weight, tracked=True)
+
+    def _visit(
+        self,
+        visitor: Callable[..., Tensor],
+        y: Any,
+        y_pred: Any,
+        weight: Any,
+        tracked: bool = False,
+    ) -> Tensor:
         if not self._losses:
             return tf.zeros(())
         calls = [functools.partial(visitor, *numbered) for numbered in enumerate(self._losses)]
-        return keras_private.compiled_loss_with(self._model, calls)(y, y_pred, weight)
+        return keras_private.compiled_loss_with(self._model, calls, tracked)(y, y_pred, weight)
 
     def _denominator(self, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor | None:
         if loss.reduction == "sum":

@@ -11,9 +11,11 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import draws, graph, keras_private, statistics
+from ddp_gd.step import graph, keras_private
 from ddp_gd.step.losses import CompiledLosses
-from ddp_gd.step.rules import Meeting, Rules
+from ddp_gd.step.rows import draws, statistics
+from ddp_gd.step.rows.meeting import Meeting
+from ddp_gd.step.rules import Rules
 from ddp_gd.step.state import Changes, Copies, ModelState
 
 Tensor = Any
@@ -104,7 +106,7 @@ class MicroBatch:
         training: bool,
         moments: Callable[..., Any] | None = None,
     ):
-        _require_keras_step(model)
+        _require_keras_step(model, training)
         self.state = ModelState(model)
         self.losses = CompiledLosses(model, rules.met_losses)
         self.rules = rules
@@ -309,19 +311,12 @@ def _fraction(place: draws.Rows) -> Tensor:
     return tf.cast(place.count, tf.float32) / tf.cast(place.whole, tf.float32)
 
 
-def _require_keras_step(model: keras.Model) -> None:
+def _require_keras_step(model: keras.Model, training: bool) -> None:
     """Refuse a model that replaces the parts of Keras's step that are done here."""
-    for name in (
-        "train_step",
-        "test_step",
-        "compute_loss",
-        "compute_metrics",
-        *keras_private.PARTS_OF_THE_STEP,
-    ):
-        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name):
-            raise ModelError(
-                f"{type(model).__name__} overrides {name}(), and what that computes can't be cut "
-                "into the shares of several workers or into micro-batches. Give the loss to "
-                "compile(loss=...), or call add_loss() with a mean over rows, and leave the "
-                "override out; or train it on one worker without micro_batch_size."
-            )
+    if name := keras_private.overrides(model, training):
+        raise ModelError(
+            f"{type(model).__name__} overrides {name}(), and what that computes can't be cut into "
+            "micro-batches. Leave micro_batch_size and bitwise=True out; or give the loss to "
+            "compile(loss=...), or call add_loss() with a mean over rows, and leave the override "
+            "out."
+        )

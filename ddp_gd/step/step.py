@@ -19,7 +19,9 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.batching.plan import Shares
 from ddp_gd.comm.base import Communicator
-from ddp_gd.step import graph
+from ddp_gd.errors import ModelError
+from ddp_gd.step import graph, keras_private
+from ddp_gd.step.own.shares import OwnSharedStep
 from ddp_gd.step.shares import SharedStep
 from ddp_gd.step.whole import WholeStep
 
@@ -78,9 +80,23 @@ class Steps:
         self.stop_on_nan = stop_on_nan
         self.ask_to_stop = tf.Variable(0.0, trainable=False, name="ddp_gd_ask_to_stop")
         self._signature = signature
-        self._step: WholeStep | SharedStep
+        if (name := keras_private.overrides(model, training) or "").startswith("make_"):
+            raise ModelError(
+                f"{type(model).__name__} overrides {name}(), which is not called here: the loop "
+                "over steps is ddp_gd's. Override train_step() or test_step() instead."
+            )
+        self._step: WholeStep | OwnSharedStep | SharedStep
         if communicator.size == 1 and micro_batch_size is None:
             self._step = WholeStep(model, signature, training=training, stop_on_nan=stop_on_nan)
+        elif micro_batch_size is None and keras_private.overrides(model, training):
+            self._step = OwnSharedStep(
+                model,
+                communicator,
+                signature,
+                sample,
+                training=training,
+                stop_on_nan=stop_on_nan,
+            )
         else:
             self._step = SharedStep(
                 model,

@@ -16,6 +16,31 @@ from ddp_gd.step.state import other_variables
 Tensor = Any
 
 
+def keras_step(
+    model: keras.Model, signature: Signature, training: bool, rows: list[Tensor]
+) -> tuple[dict[str, Tensor], bool]:
+    """Let the model make its `train_step` or `test_step` on these rows.
+
+    Returns:
+        Its logs, and whether they are just the results of its metrics.
+    """
+    data = keras.utils.pack_x_y_sample_weight(*signature.unpack(rows))
+    logs = (model.train_step if training else model.test_step)(data)
+    if not isinstance(logs, dict):
+        return {"loss": logs}, False
+    if set(logs) == set(model.get_metrics_result()):
+        return logs, True
+    return _flat(logs), False
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    """Logs as Keras has them in the end: sorted, what is nested among the rest."""
+    flat: dict[str, Any] = {}
+    for name, value in sorted(logs.items()):
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
 class WholeStep:
     """The model's `train_step` or `test_step` as it is, overridden or not.
 
@@ -59,13 +84,10 @@ class WholeStep:
         return finite, finite, asked > 0, logs
 
     def _step(self, rows: list[Tensor]) -> tuple[tuple[Tensor, list[Tensor]], list[str]]:
-        data = keras.utils.pack_x_y_sample_weight(*self._signature.unpack(rows))
-        step = self._model.train_step if self._training else self._model.test_step
         optimizer = self._model.optimizer if self._training else None
         with keras_private.applied_gradients(optimizer) as applied:
-            logs = step(data)
-        logs = logs if isinstance(logs, dict) else {"loss": logs}
-        own = {} if set(logs) == set(self._model.get_metrics_result()) else logs
+            logs, known = keras_step(self._model, self._signature, self._training, rows)
+        own = {} if known else logs
         values = [tf.cast(value, tf.float32) for value in own.values()]
         return (self._finite(logs, applied), values), list(own)
 

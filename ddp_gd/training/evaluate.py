@@ -40,7 +40,7 @@ def evaluate(
     """
     communicator = runtime.communicator()
     source = sources.for_evaluation(communicator, (x, y, sample_weight), batch_size)
-    identity.build(model, source.signature)
+    identity.build(model, source.signature, training=False)
     identity.require_same(communicator, model, source, {"batch_size": batch_size})
     replicas.synchronize(communicator, model)
     loop = open_loop(communicator, model, source, training=False)

@@ -1,5 +1,6 @@
 """What a model is, in words: built on the data, and compared between the workers."""
 
+import functools
 import hashlib
 import json
 import re
@@ -16,20 +17,33 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import bitwise, runtime
-from ddp_gd.step import keras_private
+from ddp_gd.step import graph, keras_private
+from ddp_gd.step.whole import keras_step
 
 
-def build(model: keras.Model, signature: Signature) -> None:
+def build(model: keras.Model, signature: Signature, training: bool = True) -> None:
     """Create every variable of the model, its metrics and its optimizer, as `fit` would.
 
     Raises:
         ConfigError: the model isn't compiled.
-        ValueError: Keras's own, when the data don't fit the model.
+        ValueError, RuntimeError: Keras's own, when the data don't fit the model.
     """
     if not model.compiled:
         raise ConfigError("The model is not compiled; call model.compile(optimizer, loss) first.")
-    specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
-    keras_private.build(model, signature.unpack(specs))
+    step = functools.partial(keras_step, model, signature, training)
+    if not keras_private.overrides(model, training):
+        specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
+        try:
+            keras_private.build(model, signature.unpack(specs))
+            return
+        except (ValueError, RuntimeError) as error:
+            # Keras calls the model as for inference, where some layers give other shapes.
+            try:
+                graph.inlined(step, signature.specs)
+                return
+            except Exception:  # the same is wrong with it, in words about a graph
+                raise error from None
+    graph.inlined(step, signature.specs)
 
 
 def require_same(

@@ -18,11 +18,9 @@ from ddp_gd.errors import ModelError
 from ddp_gd.step import keras_private
 from ddp_gd.step.micro_batch import Traced
 from ddp_gd.step.proof.comparison import Comparison, Look
+from ddp_gd.step.proof.rounding import close, few
 from ddp_gd.step.rules import Rules
 from ddp_gd.step.state import other_variables
-
-# A number of a few roundings may be off by more in pieces, but not by this much more.
-_TIMES_ROUNDING = 20
 
 _REMEDY = "Compute it of each row alone, or train on one worker without micro_batch_size."
 
@@ -60,7 +58,7 @@ class _Judge:
         self._looks = looks
         self._communicator = comparison.communicator
         self._in_pieces = comparison.in_pieces
-        # Of the largest number; where rounding alone does more, by what it does, see `_close`.
+        # Of the largest number; where rounding alone does more, by what it does.
         self._tolerance = min(5e-2, 2**11 * comparison.epsilon)
 
     def better(self, rules: Rules) -> Rules:
@@ -106,8 +104,8 @@ class _Judge:
                 scale = max(float(np.abs(whole).max(initial=0)), 1e-2 * largest)
                 if not self._close(total, whole, moved, 5 * scale):
                     raise ModelError(
-                        f"The gradient of {weight.path!r} is {_few(whole)} on {look.rows.sum()} "
-                        f"rows and {_few(total)} computed in pieces. {_REMEDY}"
+                        f"The gradient of {weight.path!r} is {few(whole)} on {look.rows.sum()} "
+                        f"rows and {few(total)} computed in pieces. {_REMEDY}"
                     )
 
     def _summed_losses(self) -> set[int]:
@@ -169,12 +167,12 @@ class _Judge:
             strict=True,
         ):
             name = keras_private.metric_name(self._comparison.model, variable)
-            after = f"{_few(whole)} after {look.rows.sum()} rows"
+            after = f"{few(whole)} after {look.rows.sum()} rows"
             if rules.met_metrics:
                 if not self._close(parts[0], whole, moved):
                     raise ModelError(
                         f"The metric {name!r} keeps {variable.name!r}, which is {after} and "
-                        f"{_few(parts[0])} where their outputs come together. {_REMEDY}"
+                        f"{few(parts[0])} where their outputs come together. {_REMEDY}"
                     )
             elif not self._close(parts.sum(0), whole, moved) or not self._close(
                 again, 2 * whole, 2 * moved
@@ -182,7 +180,7 @@ class _Judge:
                 if self._in_pieces:
                     raise ModelError(
                         f"The metric {name!r} keeps {variable.name!r}, which is {after}, "
-                        f"{_few(again)} after these once more, and {_few(parts.sum(0))} added up "
+                        f"{few(again)} after these once more, and {few(parts.sum(0))} added up "
                         "from pieces: it is not a sum over rows. Use a metric that keeps sums, or "
                         "compute it in a callback."
                     )
@@ -230,8 +228,8 @@ class _Judge:
                 summed.add(variable.path)
             else:
                 raise ModelError(
-                    f"The variable {variable.path!r} becomes {_few(whole)} after {rows.sum()} "
-                    f"rows. Pieces of them lead to {' and '.join(map(_few, values[:3]))}, whose "
+                    f"The variable {variable.path!r} becomes {few(whole)} after {rows.sum()} "
+                    f"rows. Pieces of them lead to {' and '.join(map(few, values[:3]))}, whose "
                     f"mean over rows or sum that is not. {_REMEDY}"
                 )
         return {"summed_state": frozenset(summed), "same_state": frozenset(same)}
@@ -240,7 +238,7 @@ class _Judge:
         """Refuse a model that computes something else for the same rows each time."""
         if whole.shape != again.shape or not self._close(again, whole, whole):
             raise ModelError(
-                f"The model's outputs for the same rows are {_few(whole)} once and {_few(again)} "
+                f"The model's outputs for the same rows are {few(whole)} once and {few(again)} "
                 "another time, with the same weights and seeds: something in it draws from a "
                 "generator of its own, or counts its calls. Draw with keras.random and a "
                 "keras.random.SeedGenerator, keep counts in variables of the layer, or train on "
@@ -254,7 +252,7 @@ class _Judge:
         if not self._close(sums, np.full(len(sums), sums[0]), of_moved):
             raise ModelError(
                 f"The model's outputs for the same {len(np.atleast_1d(whole))} rows are not the "
-                f"same on every worker: the sum of their absolute values is {_few(sums)}, by rank. "
+                f"same on every worker: the sum of their absolute values is {few(sums)}, by rank. "
                 "Something in it depends on the worker, such as a seed made of the rank; let it "
                 "be the same on all of them."
             )
@@ -281,22 +279,7 @@ class _Judge:
         )
 
     def _close(self, found: Any, wanted: Any, moved: Any, scale: float | None = None) -> bool:
-        """Whether numbers are equal but for rounding; where they are numbers.
-
-        Args:
-            found: of pieces.
-            wanted: of the whole.
-            moved: of the whole, with weights moved by about as much as rounding moves.
-            scale: of the numbers; the largest wanted one by default.
-        """
-        found, wanted, moved = (np.asarray(a, np.float64) for a in (found, wanted, moved))
-        if not np.isfinite(wanted).all():
-            return True  # the first step will say so
-        if scale is None:
-            scale = np.abs(wanted).max(initial=0)
-        rounding = np.nan_to_num(np.abs(moved - wanted)).max(initial=0)
-        most = max(self._tolerance * max(scale, 1e-6), _TIMES_ROUNDING * rounding)
-        return bool(np.abs(found - wanted).max(initial=0) <= most)
+        return close(found, wanted, moved, self._tolerance, scale)
 
 
 def _likely(comparison: Comparison) -> Rules:
@@ -311,10 +294,3 @@ def _likely(comparison: Comparison) -> Rules:
 
 def _mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.tensordot(rows / rows.sum(), np.asarray(values, np.float64), axes=1)
-
-
-def _few(values: Any) -> str:
-    """The first numbers of an array."""
-    flat = np.asarray(values).reshape(-1)
-    text = ", ".join(f"{value:.6g}" for value in flat[:3].astype(np.float64))
-    return f"[{text}, ...]" if flat.size > 3 else (f"[{text}]" if flat.size > 1 else text)

@@ -52,8 +52,14 @@ class Rows(NamedTuple):
 
 
 @contextlib.contextmanager
-def of_rows(rows: Rows) -> Iterator[None]:
-    """Let what is traced in here draw, for its rows, what a whole global mini-batch would."""
+def of_rows(rows: Rows, blocks: bool = False) -> Iterator[None]:
+    """Let what is traced in here draw, for its rows, what a whole global mini-batch would.
+
+    Args:
+        rows: which ones.
+        blocks: where a draw has several entries for each row, they stand in blocks of all rows, one
+            block after the other, as where outputs for real and generated rows are concatenated.
+    """
 
     def replace(
         kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any], outputs: Sequence[Tensor]
@@ -63,10 +69,10 @@ def of_rows(rows: Rows) -> Iterator[None]:
         (drawn,) = outputs
         if drawn.shape.rank in (None, 0) or drawn.shape[0] is not None:
             return None  # no dimension that may be that of the rows
-        if kind in _COUNTED and drawn.dtype == tf.float32:
+        if kind in _COUNTED and drawn.dtype == tf.float32 and not blocks:
             mine = _counted(kind, inputs, drawn.dtype, rows)
         else:
-            mine = _cut(kind, inputs, attributes, rows)
+            mine = _cut(kind, inputs, attributes, rows, blocks)
         return [tf.ensure_shape(mine, drawn.shape)]
 
     with keras_private.replacing_operations(replace):
@@ -107,7 +113,9 @@ def _counted(kind: str, inputs: Sequence[Tensor], dtype: tf.DType, rows: Rows) -
     return tf.reshape(numbers[within:], shape)
 
 
-def _cut(kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any], rows: Rows) -> Tensor:
+def _cut(
+    kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any], rows: Rows, blocks: bool
+) -> Tensor:
     """Draw for all rows, and keep those of the share."""
     given = list(inputs)
     if kind == _PER_LOGITS:
@@ -127,7 +135,15 @@ def _cut(kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any], rows: 
             if value.shape.rank and value.shape[0] is None:
                 given[place] = _among_others(value, start, stop, whole)
     (drawn,) = keras_private.same_operation(kind, given, attributes)
-    return drawn[start:stop]
+    if not blocks:
+        return drawn[start:stop]
+    # (blocks * all rows, ...) -> (blocks, all rows, ...) -> those of the share
+    is_rows = stop - start < whole
+    inner = tf.where(is_rows, rows.whole, tf.maximum(whole, 1))
+    table = tf.reshape(drawn, tf.concat([[-1, inner], tf.shape(drawn)[1:]], axis=0))
+    first = tf.where(is_rows, rows.first, 0)
+    mine = table[:, first : tf.where(is_rows, first + rows.count, inner)]
+    return tf.reshape(mine, tf.concat([[-1], tf.shape(drawn)[1:]], axis=0))
 
 
 def _among_others(value: Tensor, start: Tensor, stop: Tensor, whole: Tensor) -> Tensor:
