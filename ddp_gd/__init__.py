@@ -23,12 +23,13 @@ if TYPE_CHECKING:
         ReplicaError,
     )
     from ddp_gd.job.runtime import init, local_rank, rank, size
-    from ddp_gd.step.rows.meeting import gather_rows
+    from ddp_gd.steps.rows.meeting import gather_rows
     from ddp_gd.training.checkpoint import Checkpoint
     from ddp_gd.training.evaluate import evaluate
     from ddp_gd.training.fit import fit
     from ddp_gd.training.predict import predict
     from ddp_gd.training.replicas import fingerprint
+    from ddp_gd.training.step import step
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "predict",
     "rank",
     "size",
+    "step",
 ]
 
 _MODULES = {
@@ -60,13 +62,14 @@ _MODULES = {
     "evaluate": "training.evaluate",
     "fingerprint": "training.replicas",
     "fit": "training.fit",
-    "gather_rows": "step.rows.meeting",
+    "gather_rows": "steps.rows.meeting",
     "init": "job.runtime",
     "load": "data.load",
     "local_rank": "job.runtime",
     "predict": "training.predict",
     "rank": "job.runtime",
     "size": "job.runtime",
+    "step": "training.step",
 }
 
 

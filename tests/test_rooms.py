@@ -18,7 +18,7 @@ settings files
 comm
 job
 batching
-step data
+steps data
 training
 reporting
 commands

@@ -12,7 +12,7 @@ from ddp_gd import settings
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 from ddp_gd.training.loop import Instrument, Loop
 from ddp_gd.training.trace import Tracer
 

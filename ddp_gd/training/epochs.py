@@ -12,7 +12,7 @@ import numpy as np
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.loop import Loop

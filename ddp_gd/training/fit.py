@@ -124,7 +124,6 @@ def fit(
         saved.require_same(facts)
         saved.warn_of_other_bits(communicator)
 
-    _require_one_optimizer(model, checkpoint)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)
     replicas.synchronize(communicator, model)
     loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
@@ -165,16 +164,6 @@ def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoin
         raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
     if not isinstance(checkpoint, (Checkpoint, type(None))):
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
-
-
-def _require_one_optimizer(model: keras.Model, checkpoint: Checkpoint | None) -> None:
-    """Refuse to save a training of which the state of an optimizer would be left out."""
-    for name, value in vars(model).items() if checkpoint is not None else ():
-        if isinstance(value, keras.optimizers.Optimizer) and value is not model.optimizer:
-            raise ConfigError(
-                f"A checkpoint holds the state of model.optimizer alone, and model.{name} is an "
-                "optimizer, too. Leave checkpoint out."
-            )
 
 
 def _require_frequency(validation_freq: Any) -> None:

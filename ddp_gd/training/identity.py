@@ -17,8 +17,9 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import bitwise, runtime
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.whole import keras_step
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.whole import keras_step
+from ddp_gd.training import replicas
 
 
 def build(model: keras.Model, signature: Signature, training: bool = True) -> None:
@@ -162,8 +163,10 @@ def _facts(model: keras.Model, source: Source, settings: dict[str, Any]) -> dict
     facts |= bitwise.facts() if runtime.is_bitwise() else {}
     facts |= source.describe()
     facts |= model_facts(model)
-    config = keras.saving.serialize_keras_object(model.optimizer)
-    facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
+    for number, optimizer in enumerate(replicas.optimizers(model)):
+        config = keras.saving.serialize_keras_object(optimizer)
+        words = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
+        facts[f"optimizer {number + 1}" if number else "optimizer"] = words
     facts["losses and metrics"] = " ".join(
         [
             f"{type(loss).__name__} {loss.name} {_settings(loss)}"

@@ -12,7 +12,7 @@ from ddp_gd.batching.source import Source
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
-from ddp_gd.step.step import Steps
+from ddp_gd.steps.step import Steps
 
 Tensor = Any
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddp_gd.batching.plan import Plan
 from ddp_gd.job import bitwise
-from ddp_gd.step.keras_private import global_seed
+from ddp_gd.steps.keras_private import global_seed
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.checkpoint import Checkpoint

@@ -15,7 +15,7 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.job import bitwise
-from ddp_gd.step.keras_private import global_seed
+from ddp_gd.steps.keras_private import global_seed
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ Trained on all workers of a job; rank 0 compares weights, optimizers' state and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -399,6 +399,49 @@ def compiled_parts() -> tuple:
     return model, ROWS["x"], ROWS["y"], {"sample_weight": weights}
 
 
+class CustomModel(keras.Model):
+    """That of Keras's own test of custom steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = dense(5, 2)
+        self.loss_tracker = metrics.Mean(name="loss")
+        self.mae_metric = metrics.MeanAbsoluteError(name="mae")
+        self.loss_fn = keras.losses.MeanSquaredError()
+
+    def call(self, x: Any) -> Any:
+        return self.head(x)
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.loss_fn(y, y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.loss_tracker.update_state(loss)
+        self.mae_metric.update_state(y, y_pred)
+        return {"loss": self.loss_tracker.result(), "mae": self.mae_metric.result()}
+
+    def test_step(self, data: Any) -> Any:
+        x, y = data
+        y_pred = self(x, training=False)
+        self.loss_tracker.update_state(self.loss_fn(y, y_pred))
+        self.mae_metric.update_state(y, y_pred)
+        return {m.name: m.result() for m in self.metrics}
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.loss_tracker, self.mae_metric]
+
+
+@case()
+def custom_fit_test() -> tuple:
+    model = CustomModel()
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    return model, ROWS["x"], ROWS["y"], {"validation_split": 0.2}
+
+
 class Summed(keras.Model):
     def train_step(self, data: Any) -> Any:
         x, y = data
@@ -450,14 +493,104 @@ def trained(name: str, with_keras: bool) -> compare.Outcome:
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     variables += [v for o in {id(o): o for o in owned}.values() for v in o.variables]
     arrays = {f"{n} {v.path}": v.value.numpy() for n, v in enumerate(variables)}
-    return compare.Outcome(arrays, dict(history.history))
+    return compare.Outcome(arrays, dict(sorted(history.history.items())))
+
+
+LOOPS = ("supervised", "adversarial", "variables")
+
+
+class Loops:
+    """Loops by hand: what makes them, and what each step returns."""
+
+    @staticmethod
+    def supervised(decorate: Any) -> Iterator[Any]:
+        model, optimizer = dense(8, 2), keras.optimizers.Adam(0.01)
+        dropout, metric = layers.Dropout(0.3, seed=2), metrics.MeanSquaredError()
+
+        @decorate
+        def step(x: Any, y: Any, weight: Any) -> Any:
+            with tf.GradientTape() as tape:
+                predicted = model(dropout(x, training=True), training=True)
+                loss = weight * tf.reduce_mean(tf.square(y - predicted))
+            weights = model.trainable_variables
+            optimizer.apply(tape.gradient(loss, weights), weights)
+            metric.update_state(y, predicted)
+            return {"loss": loss, "predicted": predicted, "nothing": None}
+
+        for x, y in batches(ROWS["x"], ROWS["y"]):
+            found = step(x, y, weight=tf.constant(1.5))
+            yield found["loss"], found["predicted"], metric.result()
+        yield from model.weights + optimizer.variables
+
+    @staticmethod
+    def adversarial(decorate: Any) -> Iterator[Any]:
+        models = dense(8, 1), dense(8, 6, inputs=3)
+        optimizers = keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.02, momentum=0.9)
+        seeds = keras.random.SeedGenerator(4)
+        entropy = keras.losses.BinaryCrossentropy(from_logits=True)
+
+        @decorate
+        def step(real: Any) -> Any:
+            judge, maker = models
+            latent = keras.random.normal((tf.shape(real)[0], 3), seed=seeds)
+            with tf.GradientTape() as judging, tf.GradientTape() as making:
+                fake, true = judge(maker(latent)), judge(real)
+                judged = entropy(tf.ones_like(true), true) + entropy(tf.zeros_like(fake), fake)
+                made = entropy(tf.ones_like(fake), fake)
+            by_judge = judging.gradient(judged, judge.trainable_variables)
+            by_maker = making.gradient(made, maker.trainable_variables)
+            optimizers[0].apply_gradients(zip(by_judge, judge.trainable_variables, strict=True))
+            optimizers[1].apply_gradients(zip(by_maker, maker.trainable_variables, strict=True))
+            return judged, made
+
+        for (x,) in batches(ROWS["x"]):
+            yield from step(x)
+        yield from models[0].weights + models[1].weights
+
+    @staticmethod
+    def variables(decorate: Any) -> Iterator[Any]:
+        """A loop of tf.Variables that are made on the first call, and Python's own branches."""
+        made: dict[str, Any] = {}
+
+        @decorate
+        def step(x: Any, y: Any) -> Any:
+            if not made:
+                made["w"] = tf.Variable(tf.ones([6, 2]) * 0.1)
+                made["steps"] = tf.Variable(0)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(y - tf.matmul(x, made["w"])))
+            (gradient,) = tape.gradient(loss, [made["w"]])
+            if made["steps"] < 2:
+                gradient *= 0.5
+            made["w"].assign_sub(0.1 * gradient)
+            made["steps"].assign_add(1)
+            return loss
+
+        for x, y in batches(ROWS["x"], ROWS["y"]):
+            yield step(x, y)
+        yield from made.values()
+
+
+def batches(*arrays: Any) -> Iterator[Any]:
+    """Two epochs of mini-batches of 8 rows; the last one of each is smaller."""
+    for _ in range(2):
+        for first in range(0, len(arrays[0]), 8):
+            yield [a[first : first + 8] for a in arrays]
+
+
+def looped(name: str, decorate: Any) -> compare.Outcome:
+    """Everything that a loop by hand leaves."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    left = keras.tree.flatten(list(getattr(Loops, name)(decorate)))
+    return compare.Outcome({str(n): np.array(v) for n, v in enumerate(left)}, {})
 
 
 def main(backend: str, *names: str) -> int:
     """Train the cases, print what is not as expected, and return how many are not."""
     ddp_gd.init(backend)
     wrong = 0
-    for name in names or CASES:
+    for name in [n for n in names if n != "loops"] if names else CASES:
         wanted = REFUSED[name] if ddp_gd.size() > 1 else ""
         found = ""
         try:
@@ -469,6 +602,11 @@ def main(backend: str, *names: str) -> int:
         if (bool(found) != bool(wanted) and ddp_gd.rank() == 0) or wanted not in found:
             wrong += 1
             print(f"{name}: expected {wanted or 'equal'!r}, found {found or 'equal'!r}", flush=True)
+    for name in LOOPS if not names or "loops" in names else ():
+        actual = looped(name, ddp_gd.step)
+        if found := "; ".join(compare.differences(looped(name, tf.function), actual, 5e-5)):
+            wrong += 1
+            print(f"loop {name}: {found}", flush=True)
     if ddp_gd.rank() == 0:
         print(f"compared {len(names or CASES)} steps at {ddp_gd.size()} workers")
     return wrong

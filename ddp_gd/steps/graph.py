@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 
 # Kernels that draw from a generator of the process: another worker would draw other numbers.
 _RANDOM_OPS = re.compile(
@@ -18,10 +18,9 @@ _RANDOM_OPS = re.compile(
 _WRITES = re.compile(r"^(Assign.*VariableOp|ResourceScatter.*)$")
 
 
-def inlined(function: Callable[..., Any], *signature: Any, autograph: bool = False) -> Any:
+def inlined(function: Callable[..., Any], *signature: Any) -> Any:
     """Trace a function that becomes a part of whatever graph calls it."""
-    traced = tf.function(function, input_signature=signature, autograph=autograph)
-    return traced.get_concrete_function()
+    return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def isolated(function: Callable[..., Any], *signature: Any) -> Any:

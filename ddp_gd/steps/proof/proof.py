@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
-from ddp_gd.step.micro_batch import Traced
-from ddp_gd.step.proof.comparison import Comparison, Look
-from ddp_gd.step.proof.rounding import close, few
-from ddp_gd.step.rules import Rules
-from ddp_gd.step.state import other_variables
+from ddp_gd.steps import keras_private
+from ddp_gd.steps.micro_batch import Traced
+from ddp_gd.steps.proof.comparison import Comparison, Look
+from ddp_gd.steps.proof.rounding import close, few
+from ddp_gd.steps.rules import Rules
+from ddp_gd.steps.state import other_variables
 
 _REMEDY = "Compute it of each row alone, or train on one worker without micro_batch_size."
 

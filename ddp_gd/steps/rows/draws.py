@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 
 Tensor = Any
 

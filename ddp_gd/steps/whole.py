@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.finite import all_finite, looked_at
-from ddp_gd.step.state import other_variables
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.finite import all_finite, looked_at
+from ddp_gd.steps.state import other_variables
 
 Tensor = Any
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from ddp_gd import ModelError
 from ddp_gd.job import bitwise
-from ddp_gd.step import graph
+from ddp_gd.steps import graph
 
 
 def traced(function):

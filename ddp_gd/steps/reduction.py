@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ddp_gd.batching.plan import block
 from ddp_gd.comm.base import Communicator
-from ddp_gd.step import tree
+from ddp_gd.steps import tree
 
 Tensor = Any
 

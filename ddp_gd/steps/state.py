@@ -20,9 +20,9 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
-from ddp_gd.step.keras_private import global_seed
-from ddp_gd.step.rules import Rules
+from ddp_gd.steps import keras_private
+from ddp_gd.steps.keras_private import global_seed
+from ddp_gd.steps.rules import Rules
 
 Tensor = Any
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddp_gd.step import graph
-from ddp_gd.step.rows import draws
+from ddp_gd.steps import graph
+from ddp_gd.steps.rows import draws
 
 ROWS = 11
 SEED = [3, 7]

@@ -11,12 +11,12 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.losses import CompiledLosses
-from ddp_gd.step.rows import draws, statistics
-from ddp_gd.step.rows.meeting import Meeting
-from ddp_gd.step.rules import Rules
-from ddp_gd.step.state import Changes, Copies, ModelState
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.losses import CompiledLosses
+from ddp_gd.steps.rows import draws, statistics
+from ddp_gd.steps.rows.meeting import Meeting
+from ddp_gd.steps.rules import Rules
+from ddp_gd.steps.state import Changes, Copies, ModelState
 
 Tensor = Any
 

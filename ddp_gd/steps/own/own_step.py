@@ -19,10 +19,10 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.comm.base import Communicator
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.losses import CompiledLosses
-from ddp_gd.step.rows import draws, meeting, statistics
-from ddp_gd.step.rows.meeting import Meeting
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.losses import CompiledLosses
+from ddp_gd.steps.rows import draws, meeting, statistics
+from ddp_gd.steps.rows.meeting import Meeting
 
 Tensor = Any
 
@@ -51,7 +51,7 @@ class OwnRules:
 class Returned(NamedTuple):
     """What the tensors that a step returns stand for."""
 
-    structure: Any  # of what it returned, flattened to the tensors
+    structure: Any  # what it returned, with the numbers of the tensors in their places
     results: dict[int, Any]  # metrics whose result a tensor is, by its place
     weights: list[Any]  # the variables that gradients were taken by, in order
     taken: int  # how often gradients were taken by them
@@ -74,7 +74,6 @@ class OwnStep:
         specs: `tf.TensorSpec` of each array of rows.
         rules: see `OwnRules`.
         model: whose compiled loss and metrics are put together exactly; None for a loop by hand.
-        autograph: whether TensorFlow rewrites the function's Python, as `tf.function` does.
 
     Attributes:
         traced: a function of rows, the first one's place, their number, and that of all rows,
@@ -90,16 +89,14 @@ class OwnStep:
         specs: list[tf.TensorSpec],
         rules: OwnRules,
         model: keras.Model | None = None,
-        autograph: bool = False,
     ):
         self._function = function
         self._communicator = communicator
         self._rules = rules
         self._model = model
         number = tf.TensorSpec([], tf.int32)
-        trace = functools.partial(graph.inlined, autograph=autograph)
         self.traced, self.returned = graph.with_layout(
-            trace, self._share, specs, number, number, number
+            graph.inlined, self._share, specs, number, number, number
         )
         self.variables = [
             v for v in graph.variables(self.traced) if not v.name.startswith("ddp_gd_")
@@ -107,7 +104,6 @@ class OwnStep:
         if communicator is not None:
             graph.require_deterministic(self.traced)
 
-    @tf.autograph.experimental.do_not_convert
     def _share(
         self, rows: list[Tensor], first: Tensor, count: Tensor, whole: Tensor
     ) -> tuple[Ran, Returned]:
@@ -119,8 +115,15 @@ class OwnStep:
             keras_private.noted_results() as results,
         ):
             found = self._function(rows)
-        flat = [tf.convert_to_tensor(value) for value in keras.tree.flatten(found)]
-        structure = keras.tree.map_structure(lambda _: None, found, none_is_leaf=False)
+        flat: list[Tensor] = []
+
+        def numbered(value: Any) -> int | None:
+            if value is None:
+                return None
+            flat.append(tf.convert_to_tensor(value))
+            return len(flat) - 1
+
+        structure = tf.nest.map_structure(numbered, found)
         metrics = {n: results[id(t)][1] for n, t in enumerate(flat) if id(t) in results}
         ran = Ran(flat, taken.gradients, taken.own_finite)
         return ran, Returned(structure, metrics, taken.weights, taken.times)

@@ -22,8 +22,8 @@ import tensorflow as tf
 from keras import ops
 
 from ddp_gd.errors import ModelError
-from ddp_gd.step import keras_private
-from ddp_gd.step.rows.meeting import Meeting
+from ddp_gd.steps import keras_private
+from ddp_gd.steps.rows.meeting import Meeting
 
 Tensor = Any
 Loss = Callable[..., Tensor]

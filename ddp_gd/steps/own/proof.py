@@ -20,9 +20,9 @@ from ddp_gd.batching.plan import block
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import graph
-from ddp_gd.step.own.own_step import OwnRules, OwnStep, Ran
-from ddp_gd.step.proof.rounding import close, few
+from ddp_gd.steps import graph
+from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran
+from ddp_gd.steps.proof.rounding import close, few
 
 Tensor = Any
 
@@ -58,14 +58,16 @@ class OwnProof:
     Attributes:
         make: traces the step by some rules, on shares, or as it is where they are None.
         communicator: the workers.
-        rows: the same on every worker.
+        rows: the same on every worker; of what has no rows, numbers.
         names: of variables, by `id` of their `tf.Variable`.
+        begin: called with the variables before the step is first run.
     """
 
     make: Callable[[OwnRules | None], OwnStep]
     communicator: Communicator
     rows: Sequence[Tensor]
     names: dict[int, str]
+    begin: Callable[[list[Any]], None] = lambda variables: None
 
     def prove(self) -> tuple[OwnRules, OwnStep]:
         """Return the rules, and the step by them.
@@ -75,9 +77,10 @@ class OwnProof:
             MismatchError: the step is another one on some worker.
         """
         rows = list(self.rows)
-        if len(rows[0]) == 1:  # nothing to cut
-            rows = [tf.concat([row, row], 0) for row in rows]
+        if rows_of(rows) == 1:  # nothing to cut
+            rows = [tf.concat([row, row], 0) if row.shape.rank else row for row in rows]
         whole = self.make(None)
+        self.begin(whole.variables)
         refused: ModelError | None = None
         for rules in (
             OwnRules(),
@@ -109,7 +112,7 @@ class _Trial:
         self._communicator = proof.communicator
         self._names = proof.names
         self._whole, self._step = whole, step
-        self._rows, self._count = rows, len(rows[0])
+        self._rows, self._count = rows, rows_of(rows)
         start, stop = block(self._count, self._communicator.size, self._communicator.rank)
         self._start, self._size = start, stop - start
         counts = self._communicator.allgather(tf.constant([self._size])).numpy()
@@ -175,8 +178,7 @@ class _Trial:
         if whole:
             found = step.traced(self._rows, 0, self._count, self._count)
         else:
-            own = [row[self._start : self._start + self._size] for row in self._rows]
-            own = [r if len(r) else tf.zeros([1, *r.shape[1:]], r.dtype) for r in own]
+            own = share_of_rows(self._rows, self._start, self._size)
             found = step.traced(own, self._start, self._size, self._count)
         ran = Ran(*tf.nest.map_structure(lambda t: t.numpy(), tuple(found)))
         return _After(ran, [v.numpy() for v in self._step.variables])
@@ -266,6 +268,20 @@ class _Trial:
                     "results of metrics, or one row for each row."
                 )
         return is_rows
+
+
+def rows_of(arrays: Sequence[Tensor]) -> int:
+    """How many rows a mini-batch has."""
+    return next(len(array) for array in arrays if array.shape.rank)
+
+
+def share_of_rows(arrays: Sequence[Tensor], first: int, size: int) -> list[Tensor]:
+    """Some rows; one of zeros where there are none, whose step takes part in the others'."""
+    shares = [array[first : first + size] if array.shape.rank else array for array in arrays]
+    return [
+        tf.zeros([1, *share.shape[1:]], share.dtype) if share.shape.rank and size == 0 else share
+        for share in shares
+    ]
 
 
 def _variable(weight: Any) -> Any:

@@ -13,9 +13,9 @@ from ddp_gd.batching.plan import block
 from ddp_gd.comm.base import Communicator
 from ddp_gd.comm.single import SingleCommunicator
 from ddp_gd.comm.tensors import COLLECTIVE
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
-from ddp_gd.step.rules import Rules
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
+from ddp_gd.steps.rules import Rules
 
 Tensor = Any
 

@@ -20,10 +20,10 @@ from ddp_gd.batching.arrays import Signature
 from ddp_gd.batching.plan import Shares
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
-from ddp_gd.step import graph, keras_private
-from ddp_gd.step.own.shares import OwnSharedStep
-from ddp_gd.step.shares import SharedStep
-from ddp_gd.step.whole import WholeStep
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.own.shares import OwnSharedStep
+from ddp_gd.steps.shares import SharedStep
+from ddp_gd.steps.whole import WholeStep
 
 Tensor = Any
 

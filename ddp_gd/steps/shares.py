@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
-from ddp_gd.step import graph
-from ddp_gd.step.finite import all_finite, looked_at
-from ddp_gd.step.micro_batch import Pieces, Sums
-from ddp_gd.step.proof import proof
-from ddp_gd.step.proof.comparison import Comparison
-from ddp_gd.step.reduction import AllReduce, CanonicalTree
-from ddp_gd.step.state import log_losses
+from ddp_gd.steps import graph
+from ddp_gd.steps.finite import all_finite, looked_at
+from ddp_gd.steps.micro_batch import Pieces, Sums
+from ddp_gd.steps.proof import proof
+from ddp_gd.steps.proof.comparison import Comparison
+from ddp_gd.steps.reduction import AllReduce, CanonicalTree
+from ddp_gd.steps.state import log_losses
 
 Tensor = Any
 

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
-from ddp_gd.step.own.own_step import OwnRules, OwnStep, Ran, put_together
-from ddp_gd.step.own.proof import OwnProof
-from ddp_gd.step.rows import draws
-from ddp_gd.step.whole import keras_step
+from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran, put_together
+from ddp_gd.steps.own.proof import OwnProof
+from ddp_gd.steps.rows import draws
+from ddp_gd.steps.whole import keras_step
 
 Tensor = Any
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ddp_gd.step.losses import CompiledLosses
+from ddp_gd.steps.losses import CompiledLosses
 
 Y = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
 P = Y + 1

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ddp_gd.step import graph, keras_private
+from ddp_gd.steps import graph, keras_private
 
 PACKAGE = Path(keras_private.__file__).parents[1]
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from ddp_gd.batching.plan import block
-from ddp_gd.step import tree
+from ddp_gd.steps import tree
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 64, 100]
 
