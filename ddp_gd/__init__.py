@@ -7,6 +7,7 @@ neither TensorFlow nor MPI, so that `--help` is quick and `init` can still set u
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,7 +71,13 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    module = f"{__name__}.{_MODULES.get(name, 'errors')}"
+    from ddp_gd.loading import quietly
+
+    if module not in sys.modules:
+        with quietly():
+            importlib.import_module(module)
+    return getattr(sys.modules[module], name)
 
 
 def __dir__() -> list[str]:

@@ -179,7 +179,7 @@ def _source(module: str) -> Path:
 
 
 def _is_command(program: Path) -> bool:
-    return "cli.parse(" in program.read_text()
+    return "cli.start(" in program.read_text()
 
 
 def _config(program: Path) -> type:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors
 settings files
+loading
 comm
 job
 batching
@@ -40,7 +41,15 @@ ONLY_IN = {
         "commands.contrast.plot",
     },
 }
-LIGHT = {"errors", "settings", "files", "comm.base", "comm.environment", "commands.config"}
+LIGHT = {
+    "errors",
+    "settings",
+    "files",
+    "loading",
+    "comm.base",
+    "comm.environment",
+    "commands.config",
+}
 
 
 def _imports(name: str) -> set[str]:

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import keras
@@ -21,7 +20,9 @@ from ddp_gd.job import gpus, start_limit, threads
 from ddp_gd.job.bitwise import fix_bits
 from ddp_gd.job.failures import end_job_on_exception
 from ddp_gd.job.peers import introduction
+from ddp_gd.job.versions import version
 from ddp_gd.job.watch import PATIENCE, Watch
+from ddp_gd.loading import quietly
 from ddp_gd.settings import stall_seconds
 
 
@@ -104,7 +105,8 @@ def _join(backend: str, bitwise: bool) -> _Job:
         )
     communicator = _meet(backend)
     # Opening it ran no TensorFlow op; agreeing does.
-    gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
+    with quietly():  # TensorFlow looks for GPUs
+        gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
     if bitwise:
         fix_bits(communicator.local_size)
     else:
@@ -151,6 +153,6 @@ def _program_facts(backend: str, bitwise: bool) -> dict[str, str]:
         "program": f"{script.name} (sha256 {content})",
         "arguments": json.dumps(sys.argv[1:]),
         "Python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("ddp_gd", "tensorflow", "keras", "numpy")},
+        **{name: version(name) for name in ("ddp_gd", "tensorflow", "keras", "numpy")},
         "ddp_gd.init": f"backend={backend!r}, bitwise={bitwise}",
     }
