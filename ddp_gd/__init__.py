@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NumericsError,
         ReplicaError,
     )
+    from ddp_gd.job.launch import launch
     from ddp_gd.job.runtime import init, local_rank, rank, size
     from ddp_gd.training.checkpoint import Checkpoint
     from ddp_gd.training.evaluate import evaluate
@@ -47,6 +48,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "init",
+    "launch",
     "load",
     "local_rank",
     "predict",
@@ -60,6 +62,7 @@ _MODULES = {
     "fingerprint": "training.replicas",
     "fit": "training.fit",
     "init": "job.runtime",
+    "launch": "job.launch",
     "load": "data.load",
     "local_rank": "job.runtime",
     "predict": "training.predict",

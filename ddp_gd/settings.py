@@ -58,6 +58,11 @@ def stall_seconds() -> float:
     return limit
 
 
+def command() -> str:
+    """What was typed to start the job; empty where that is unknown."""
+    return os.environ.get(COMMAND, "")
+
+
 def trace_folder() -> Path | None:
     """The folder for what `verify` compares, if that command asks for it."""
     return Path(os.environ[TRACE]) if os.environ.get(TRACE) else None

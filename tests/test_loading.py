@@ -34,7 +34,7 @@ def load(end: str, **environ: str) -> tuple[list[str], int]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     return done.stderr.splitlines(), done.returncode
 
@@ -95,7 +95,7 @@ def without_settings(np: int, argv: list[str]) -> subprocess.CompletedProcess[st
     words, environ = command(np, argv, "mpirun" if np > 1 else "python")
     for name in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES"):
         environ.pop(name, None)
-    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.jobs

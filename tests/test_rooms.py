@@ -23,7 +23,8 @@ step data
 training
 reporting
 commands
-train verify contrast study predict report
+train verify contrast study predict report run doctor
+__main__
 """
 LINE = {room: i for i, rooms in enumerate(ORDER.split("\n")) for room in rooms.split()}
 MODULES = {

@@ -15,6 +15,7 @@ import tyro
 
 from ddp_gd import settings
 from ddp_gd.comm.environment import launch
+from ddp_gd.commands import beforehand
 from ddp_gd.errors import DdpGdError, exit_status
 from ddp_gd.loading import quietly
 
@@ -44,6 +45,14 @@ def start(config: type[Options], command: str, module: str) -> None:
             loaded when the command line is known to be right.
     """
     options = parse(config, command)
+    if launch().rank == 0:
+        try:
+            beforehand.check(options)
+        except DdpGdError as error:
+            if settings.shows_traceback():
+                raise
+            print(f"ddp_gd: error: {translate(str(error), options)}", file=sys.stderr)
+            sys.exit(exit_status(error))
     with quietly():
         run = importlib.import_module(module).run
     execute(run, options)

@@ -18,7 +18,7 @@ from ddp_gd.comm.environment import launch
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import gpus, start_limit, threads
 from ddp_gd.job.bitwise import fix_bits
-from ddp_gd.job.failures import end_job_on_exception
+from ddp_gd.job.failures import end_job_on_exception, show_briefly
 from ddp_gd.job.peers import introduction
 from ddp_gd.job.versions import version
 from ddp_gd.job.watch import PATIENCE, Watch
@@ -56,6 +56,8 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
     """
     global _job
     if _job is None:
+        if sys.excepthook is sys.__excepthook__:
+            show_briefly()
         _job = _join(backend, bitwise)
     elif (backend, bitwise) != (_job.backend, _job.bitwise):
         raise ConfigError(

@@ -48,6 +48,12 @@ class Section:
     tables: Sequence[PageTable] = ()
 
 
+_BASELINES = (
+    "To compare with: an R2 of 0 is what always predicting the mean gives, 1 is without error; an "
+    "accuracy is as good as naming the most frequent class where it equals that class's share."
+)
+
+
 def report(run: Run) -> str:
     """The page about one training."""
     record = run.record
@@ -65,7 +71,10 @@ def report(run: Run) -> str:
     )
     end = Section(
         "Result",
-        texts=["Fingerprint (SHA-256 of the weights; equal means equal to the last bit):"],
+        texts=[
+            _BASELINES,
+            "Fingerprint (SHA-256 of the weights; equal means equal to the last bit):",
+        ],
         commands=[record["fingerprint"]],
         tables=[_finals([run])] if record["final"] else [],
     )
@@ -77,7 +86,7 @@ def report(run: Run) -> str:
             _facts_table(record["config"], "Every option"),
         ],
     )
-    sections = [settings, end, _curves([run]), _workers(run), _time(run), origin]
+    sections = [end, _curves([run]), _workers(run), _time(run), settings, origin]
     return _render(f"Training {run.folder.name}", sections)
 
 

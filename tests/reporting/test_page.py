@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     arguments = ["--epochs", "4", "--batch-size", "30", "--seed", "1", "--out", str(out)]
     timeline = {"HOROVOD_TIMELINE": str(folder / "timeline.json")}
     done = run_job(
-        2, ["-m", "ddp_gd.train", *arguments, "--tensorboard"], env=timeline, timeout=300
+        2, ["-m", "ddp_gd.train", *arguments, "--tensorboard"], env=timeline, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -361,7 +361,7 @@ def test_in_a_browser(runs, width, command, folder):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert "CONSOLE" not in done.stderr
