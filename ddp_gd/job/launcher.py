@@ -97,6 +97,10 @@ class Job:
         status = self._process.wait()
         if self._reader.is_alive():
             self._reader.join(timeout=5)  # a process that outlives the job may hold the pipe
+        if not self._reader.is_alive():
+            for stream in (self._process.stdout, self._process.stderr):
+                if stream is not None:
+                    stream.close()
         status = 128 - status if status < 0 else status
         killed = self._was_ended and status == 128 + signal.SIGKILL
         # An error of its own stays.
