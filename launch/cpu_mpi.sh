@@ -40,6 +40,7 @@ set -euo pipefail
 
 # ---------------------------------------------------------------- the command line
 
+was_typed "$@"
 workers='' restarts=0 least='' interface='' launcher=mpirun logs='' dry_run=false
 variables=(PATH VIRTUAL_ENV)
 value() { # value <option> <its value> <what it must match> <what it needs to be>

@@ -82,6 +82,7 @@ describe_setup() {
     echo "repository $repo_root"
     echo "inputs $(cat "$repo_root"/{pyproject.toml,launch/setup.sh,launch/lib.sh} | sha256sum | cut -c 1-64)"
     build_horovod --describe || true
+    ! $gpu || echo "gpu with ${cuda_home:+CUDA in }${cuda_home:-the CUDA of PyPI}"
     ! $tests || echo tests
 }
 
@@ -192,7 +193,8 @@ enter_venv
 
 uv=$(command -v uv || true)
 if [[ -z $uv ]]; then
-    if working "fetching uv, which installs packages" pip install --target "$work/uv" uv; then
+    if working "fetching uv, which installs packages" pip install --target "$work/uv" uv &&
+        [[ -x $work/uv/bin/uv ]]; then
         uv=$work/uv/bin/uv
     else
         say "uv can't be had here: pip installs, which takes longer"
@@ -231,7 +233,7 @@ extras=()
 ! $tests || extras+=(test)
 ! $gpu || extras+=(gpu)
 requirements "$build" "${extras[@]}" >"$work/all"
-grep '^tensorflow' "$work/all" >"$work/first"
+grep '^tensorflow' "$work/all" >"$work/first" || true
 of_build() { # of_build <name of a list of requirements in ddp_gd/commands/doctor/build.py>
     PYTHONPATH=$repo_root "$venv/bin/python" -P -c '
 import sys

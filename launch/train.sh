@@ -29,6 +29,5 @@ done
 
 set_up_if_needed
 enter_venv
-DDP_GD_COMMAND="bash launch/train.sh$(printf ' %q' "$@")"
-export DDP_GD_COMMAND
+was_typed "$@"
 exec python -m ddp_gd train "$@"

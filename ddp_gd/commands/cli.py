@@ -45,6 +45,8 @@ def start(config: type[Options], command: str, module: str) -> None:
             loaded when the command line is known to be right.
     """
     options = parse(config, command)
+    typed = shlex.join(["python", "-m", f"ddp_gd.{command}", *sys.argv[1:]])
+    os.environ.setdefault(settings.COMMAND, typed)  # a launcher may know better
     if launch().rank == 0:
         try:
             beforehand.check(options)

@@ -122,6 +122,9 @@ def test_page_says_what_was_done(trained):
     last = [plan.share(13, worker, 2) for worker in (0, 1)]
     assert page.row("0") == ["1 to 15 (15)", f"1 to {last[0].stop} ({last[0].stop})"]
     assert page.row("validation loss") == [f"{record['final']['validation']['loss']:.6g}"]
+    assert page.row("validation R2") == [f"{record['final']['validation']['R2']:.6g}"]
+    assert 0 < record["final"]["training"]["R2"] < 1
+    assert page.text.index("Result") < page.text.index("Curves") < page.text.index("Setting")
     assert page.tags.count("img") == 4  # loss, learning rate, shares, times
 
 

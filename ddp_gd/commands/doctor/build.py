@@ -111,9 +111,9 @@ def describe(target: Target) -> str:
     }
     if target.cuda:
         nvcc = programs.output([str(target.cuda / "bin" / "nvcc"), "--version"]).strip()
-        lines |= {"gpu": f"with CUDA in {target.cuda}", "compiler of CUDA": nvcc.split("\n")[-1]}
+        lines |= {"CUDA": str(target.cuda), "compiler of CUDA": nvcc.split("\n")[-1]}
     elif target.gpu:
-        lines["gpu"] = f"with {' '.join(recipe.CUDA)} for {recipe.CUDA_CAPABILITIES}"
+        lines["CUDA"] = f"{' '.join(recipe.CUDA)} for {recipe.CUDA_CAPABILITIES}"
     return "\n".join(f"{name} {value}" for name, value in lines.items())
 
 
