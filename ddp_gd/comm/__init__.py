@@ -3,6 +3,7 @@
 Importing this package loads none of TensorFlow, Horovod and mpi4py; opening a backend does.
 """
 
+import contextlib
 import importlib
 import sys
 
@@ -51,7 +52,8 @@ def open_communicator(name: str = "auto") -> Communicator:
 
 def _open(name: str) -> Communicator:
     try:
-        with quietly():
+        # Importing mpi4py already waits for the other workers: whatever is said there is shown.
+        with quietly() if name == "horovod" else contextlib.nullcontext():
             backend = importlib.import_module(f"ddp_gd.comm.{name}")
         communicator: Communicator = getattr(backend, _BACKENDS[name])()
     except LaunchError:

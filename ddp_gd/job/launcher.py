@@ -22,7 +22,8 @@ _STOPS = (0, 128 + signal.SIGINT, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 # worker that died, or of itself, is not among it.
 _LINE = b"-" * 74 + b"\n"
 _NOTICE = re.compile(
-    _LINE + rb"(?:Primary job +terminated normally|mpirun detected that one or more)"
+    _LINE + rb"(?:Primary job +terminated normally|mpirun detected that one or more|"
+    rb"mpirun noticed that process rank [^\n]+ exited on signal 10 )"  # SIGUSR1: as it was asked to
     rb"(?:(?!-{74}).)*" + _LINE,
     re.DOTALL,
 )

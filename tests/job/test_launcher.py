@@ -99,6 +99,7 @@ def test_of_what_mpirun_says_the_news_is_shown() -> None:
     jobs = {
         "sys.stderr.write('why\\n') if rank else None; sys.exit(3 * rank)": (3, ["why"]),
         "os.kill(os.getpid(), 11) if rank else None": (139, ["exited on signal 11"]),
+        "os.kill(os.getpid(), 10) if rank else None": (138, []),
     }
     for rest, (status, expected) in jobs.items():
         words = mpirun.command(2, [sys.executable, "-c", program + rest])
@@ -108,6 +109,7 @@ def test_of_what_mpirun_says_the_news_is_shown() -> None:
         assert "non-zero" not in said
         assert "Primary job" not in said
         assert all(text in said for text in expected), said
+        assert expected or said == ""
 
 
 def test_no_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:

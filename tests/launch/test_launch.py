@@ -452,3 +452,14 @@ def test_signal_ends_every_worker(
     ):
         time.sleep(0.1)
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [([], "bash launch/s.sh"), (["a b", "$x"], r"bash launch/s.sh a\ b \$x"), (["x" * 5000], "")],
+)
+def test_what_was_typed(arguments: list[str], typed: str, tmp_path: Path) -> None:
+    """A message names it as a shell reads it back; one that nobody would read is left out."""
+    script = tmp_path / "s.sh"
+    script.write_text(f'. \'{LAUNCH}/lib.sh\'\nwas_typed "$@"\nprintf %s "$DDP_GD_COMMAND"\n')
+    assert run(script, *arguments).stdout == typed
