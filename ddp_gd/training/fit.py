@@ -124,8 +124,9 @@ def fit(
     if saved is not None:
         saved.require_same(facts)
         saved.warn_of_other_bits(communicator)
-        if communicator.rank == 0:
-            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {checkpoint}\n")
+        if communicator.rank == 0 and checkpoint is not None:
+            where = f"the newest checkpoint in {checkpoint.directory}"
+            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
 
     _require_one_optimizer(model, checkpoint)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)

@@ -158,6 +158,7 @@ def test_stopped_by_a_signal(
     said = capsys.readouterr().err
     assert said.startswith(f"ddp_gd: stopped by {number} after {made}; saved in {tmp_path}")
     assert left(*train(tmp_path, every={})) == never_stopped
+    assert capsys.readouterr().err.startswith(f"ddp_gd: goes on after {made}, from the newest")
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 

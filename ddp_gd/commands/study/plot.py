@@ -62,6 +62,12 @@ def _losses(row: Sequence[Axes], best: Sequence[Result]) -> None:
     row[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axes in row[1:]:
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        # Decades alone name no place where there is less than one; all of 1 to 9 would overlap.
+        subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if trained:
         _legend_above(row[0], "batch size, its best lr", columns=2)
 
@@ -73,7 +79,7 @@ def _log_axis(axes: Axes, values: Sequence[float]) -> None:
     """
     axes.set_xscale("log")
     shown = list(values[:1])
-    wide = math.log(values[-1] / values[0]) / 6  # room for six numbers
+    wide = math.log(values[-1] / values[0]) / 8  # room for so many numbers
     for value in values[1:]:
         if math.log(value / shown[-1]) >= wide:
             shown.append(value)
@@ -86,7 +92,7 @@ def _legend_above(axes: Axes, title: str | None = None, columns: int = 3) -> Non
     axes.legend(
         title=title,
         loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
+        bbox_to_anchor=(0.5, 1.02),
         ncols=columns,
         fontsize="small",
         title_fontsize="small",
@@ -143,7 +149,7 @@ def _scaling(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> N
     _log_axis(axes, sorted(sizes))
     axes.set_yscale("log")
     plot_style.finish(axes, "batch size", "learning rate")
-    _legend_above(axes)
+    _legend_above(axes, columns=2)
 
 
 def _speed(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> None:
