@@ -15,7 +15,6 @@ import tyro
 
 from ddp_gd import settings
 from ddp_gd.comm.environment import launch
-from ddp_gd.commands import beforehand
 from ddp_gd.errors import DdpGdError, exit_status
 from ddp_gd.loading import quietly
 
@@ -48,6 +47,8 @@ def start(config: type[Options], command: str, module: str) -> None:
     typed = shlex.join(["python", "-m", f"ddp_gd.{command}", *sys.argv[1:]])
     os.environ.setdefault(settings.COMMAND, typed)  # a launcher may know better
     if launch().rank == 0:
+        from ddp_gd.commands import beforehand  # it reads tables: not for --help
+
         try:
             beforehand.check(options)
         except DdpGdError as error:
