@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ddp_gd.commands.doctor import build
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
@@ -46,4 +48,5 @@ def test_requirements_of_either_build() -> None:
     assert [r for r in for_cpus if r.startswith("tensorflow-cpu>=2.21")]
     assert not [r for r in for_cpus if r.startswith("tensorflow>")]
     assert "tensorflow[and-cuda]" in output("requirements.py", "any", "gpu")
+    assert output("requirements.py", "any", "mpi")[-1:] == list(build.MPI_REQUIREMENTS)
     assert any(r.startswith("pytest>") for r in output("requirements.py", "cpu", "test"))
