@@ -50,3 +50,24 @@ def test_requirements_of_either_build() -> None:
     assert "tensorflow[and-cuda]" in output("requirements.py", "any", "gpu")
     assert output("requirements.py", "any", "mpi")[-1:] == list(build.MPI_REQUIREMENTS)
     assert any(r.startswith("pytest>") for r in output("requirements.py", "cpu", "test"))
+
+
+def test_a_set_up_is_never_mute(tmp_path: Path) -> None:
+    """What takes long is said to be still going on, and where its log is, within ten seconds."""
+    programs = tmp_path / "environment" / "bin"
+    programs.mkdir(parents=True)
+    # Every installation succeeds and installs nothing; the first one takes a while.
+    (programs / "python").write_text('#!/bin/sh\ncase "$*" in *--target*) sleep 9 ;; esac\n')
+    (programs / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "setup.sh")],
+        env={"VIRTUAL_ENV": str(programs.parent), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    log = programs.parent / "ddp_gd-setup.log"
+    still = f"setup: still fetching uv, which installs packages: 8 s (log: {log})"
+    assert still in done.stderr.splitlines()
+    assert "HOROVOD IS NOT AVAILABLE: it could not be built." in done.stderr
