@@ -75,12 +75,12 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"{__name__}.{_MODULES.get(name, 'errors')}"
-    from ddp_gd.loading import quietly
+    if module not in sys.modules and "tensorflow" not in sys.modules:
+        from ddp_gd.loading import quietly
 
-    if module not in sys.modules:
         with quietly():
             importlib.import_module(module)
-    return getattr(sys.modules[module], name)
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:
