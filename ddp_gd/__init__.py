@@ -7,6 +7,7 @@ neither TensorFlow nor MPI, so that `--help` is quick and `init` can still set u
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         NumericsError,
         ReplicaError,
     )
+    from ddp_gd.job.launch import launch
     from ddp_gd.job.runtime import init, local_rank, rank, size
     from ddp_gd.steps.rows.meeting import gather_rows
     from ddp_gd.training.checkpoint import Checkpoint
@@ -49,6 +51,7 @@ __all__ = [
     "fit",
     "gather_rows",
     "init",
+    "launch",
     "load",
     "local_rank",
     "predict",
@@ -64,6 +67,7 @@ _MODULES = {
     "fit": "training.fit",
     "gather_rows": "steps.rows.meeting",
     "init": "job.runtime",
+    "launch": "job.launch",
     "load": "data.load",
     "local_rank": "job.runtime",
     "predict": "training.predict",
@@ -76,7 +80,13 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    module = f"{__name__}.{_MODULES.get(name, 'errors')}"
+    if module not in sys.modules and "tensorflow" not in sys.modules:
+        from ddp_gd.loading import quietly
+
+        with quietly():
+            importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

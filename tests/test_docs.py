@@ -17,13 +17,15 @@ from jobs import run_job
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ddp_gd.__main__ import COMMANDS, take_workers
 from ddp_gd.commands import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     str(path.relative_to(ROOT))
     for path in [
-        *(ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md"),
+        *(ROOT / f"{n}.md" for n in ("README", "SECURITY", "CONTRIBUTING", "CHANGELOG")),
+        ROOT / "examples" / "README.md",
         *sorted((ROOT / "docs").rglob("*.md")),
     ]
 ]
@@ -152,6 +154,11 @@ def test_commands_would_be_taken(page: str) -> None:
             ):
                 assert find_spec(module) is not None, words
                 _check(_source(module), arguments)
+            case ["ddp-gd", command, *arguments] if not command.startswith("-"):
+                assert command in COMMANDS, words
+                if command in ("train", "predict", "contrast"):
+                    _, arguments = take_workers(arguments)
+                _check(_source(f"ddp_gd.{command}"), arguments)
             case ["bash" | "python", script, *arguments] if script.startswith(
                 ("launch/", "examples/")
             ):
@@ -162,7 +169,7 @@ def test_commands_would_be_taken(page: str) -> None:
 def _check(program: Path, arguments: list[str]) -> None:
     if program.name == "train.sh":  # which hands on all but -np N
         program = _source("ddp_gd.train")
-        arguments = arguments[2 if arguments[:1] == ["-np"] else 0 :]
+        _, arguments = take_workers(arguments)
     if _is_command(program) and not {"...", "--help"} & set(arguments):
         tyro.cli(_config(program), args=arguments)
     else:
@@ -179,12 +186,12 @@ def _source(module: str) -> Path:
 
 
 def _is_command(program: Path) -> bool:
-    return "cli.parse(" in program.read_text()
+    return "cli.start(" in program.read_text()
 
 
 def _config(program: Path) -> type:
     """The dataclass of a command's options."""
-    (name,) = re.findall(r"cli\.parse\((\w+), ", program.read_text())
+    (name,) = re.findall(r"cli\.start\((\w+), ", program.read_text())
     return getattr(config, name)
 
 

@@ -15,6 +15,7 @@ FUNCTIONS = [
     "fingerprint",
     "fit",
     "init",
+    "launch",
     "load",
     "local_rank",
     "predict",

@@ -189,6 +189,8 @@ def _verbosity(verbose: int | str, communicator: Communicator) -> int:
     if verbose == "auto":
         # mpirun gives its processes a terminal of their own, whatever stands behind it.
         return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
+    if verbose == 1 and not (sys.stdout.isatty() or "ipykernel" in sys.modules):
+        return 2  # a file of control characters helps nobody
     return int(verbose)
 
 

@@ -1,5 +1,6 @@
 """`fit`: Keras's training over global mini-batches, at any number of workers."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -123,6 +124,9 @@ def fit(
     if saved is not None:
         saved.require_same(facts)
         saved.warn_of_other_bits(communicator)
+        if communicator.rank == 0 and checkpoint is not None:
+            where = f"the newest checkpoint in {checkpoint.directory}"
+            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)
     replicas.synchronize(communicator, model)

@@ -24,7 +24,7 @@ def left_by(workers, launcher, backend, inter_op, which="few"):
             [PROGRAM, str(out), which],
             launcher=launcher,
             env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op)},
-            timeout=400,
+            timeout=600,
         )
         assert job.returncode == 0, job.stderr[-3000:]
         return json.loads(out.read_text())
@@ -52,7 +52,7 @@ def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce():
         [str(Path(PROGRAM).with_name("wire.py"))],
         launcher="mpirun",
         env={"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"},
-        timeout=200,
+        timeout=600,
     )
     assert job.returncode == 0, job.stderr[-3000:]
     found = re.search(r"sent (\d+) expected (\d+)", job.stdout)
