@@ -11,6 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.items import Items, digest
 from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, Shares, share_of
+from ddp_gd.batching.source import Rows, SameGraph
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import DataError, MismatchError
@@ -48,6 +49,9 @@ class ItemSource:
     def __init__(self, items: Items, plan: Plan, communicator: Communicator):
         self.plan = plan
         self.signature = items.signature
+        self.micro_batch_size, self.seed = plan.micro_batch_size, plan.seed
+        self.batch_rows = items.rows
+        self.steps: int | None = plan.steps
         self._items = items
         self._communicator = communicator
         # Read the next items while TensorFlow computes this one.
@@ -58,7 +62,11 @@ class ItemSource:
 
     def describe(self) -> dict[str, str]:
         """What must be the same on every worker, in words."""
-        return self._items.describe()
+        return {"plan": str(self.plan), **self._items.describe()}
+
+    def has_empty_shares(self, size: int) -> bool:
+        """Any item may have fewer rows than there are workers."""
+        return size > 1
 
     def reset(self, epochs: int = 0) -> None:
         """Let the data set be as after so many epochs."""
@@ -79,11 +87,9 @@ class ItemSource:
             self._items.end_epoch()
         self._made = 0
 
-    def stop_of_call(self, first: int, stop: int, same_graph: Callable[[int, int], bool]) -> int:
-        """One step: its rows must be compared before."""
-        return min(stop, first + 1)
-
-    def start_reading(self, first: int, stop: int) -> Callable[[], tuple[Shares, list[Tensor]]]:
+    def start_reading(
+        self, first: int, stop: int, same_graph: SameGraph
+    ) -> Callable[[], Rows | None]:
         """Begin to read the item of the step `first`, and some of those after it."""
         for step in range(first, min(first + self._items.ahead, self.plan.steps)):
             if step not in self._reading:
@@ -95,6 +101,10 @@ class ItemSource:
         """Name the rows that `rank` computes of a step with so many rows."""
         part = share_of(batch_rows, self.plan.micro_batch_size, rank, self._communicator.size)
         return f"{part.start} to {part.stop - 1} of {self._items.name(self._numbers[step])}"
+
+    def close(self) -> None:
+        """Let the reading threads end."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, number: int) -> _Read:
         """Read an item, in a thread of its own."""
@@ -115,7 +125,7 @@ class ItemSource:
             rows = [tf.convert_to_tensor(leaf[share.start : share.stop]) for leaf in leaves]
         return _Read(shares, rows, digest(leaves) if size > 1 else b"", None)
 
-    def _finish(self, step: int) -> tuple[Shares, list[Tensor]]:
+    def _finish(self, step: int) -> Rows:
         """Wait for the item of a step, and compare it with the other workers'. Collective.
 
         Raises:
@@ -133,7 +143,7 @@ class ItemSource:
             self.end_epoch()  # what is still to be read would be read before the process can end
             raise
         self._made = step + 1
-        return read.shares, read.rows
+        return Rows(read.shares, read.rows)
 
     def _require_same(self, step: int, read: _Read) -> None:
         own = np.frombuffer(read.digest, np.uint8)

@@ -1,10 +1,12 @@
 """What `fit` and `evaluate` were given, as the source of their steps."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from ddp_gd.batching.array_source import ArraySource
 from ddp_gd.batching.arrays import Arrays
@@ -50,18 +52,20 @@ def for_training(
     communicator: Communicator,
     data: tuple[Any, Any, Any],
     class_weight: Mapping[int, float] | None,
-    batch_size: int | str,
+    batch_size: int | str | None,
     micro_batch_size: int | None,
     shuffle: bool | Literal["batch"],
     seed: int | None,
+    steps: int | None = None,
 ) -> Source:
     """The steps of an epoch of training on `(x, y, sample_weight)`; the rest as `fit` has it."""
     seed = agree.shared_seed(communicator, seed) if shuffle else 0
     if not is_dataset(data[0]):
         arrays = Arrays(*data, class_weight)
         bitwise = runtime.is_bitwise()
+        batch_size = batch_size_of(batch_size, arrays.rows, steps)
         plan = plan_of(arrays.rows, batch_size, micro_batch_size, shuffle, seed, bitwise=bitwise)
-        return ArraySource(arrays, plan, communicator)
+        return ArraySource(arrays, plan, communicator, steps)
     refuse_beside_items(*data, batch_size)
     if shuffle not in (True, False):
         raise ConfigError(
@@ -78,15 +82,17 @@ def for_training(
 def for_evaluation(
     communicator: Communicator,
     data: tuple[Any, Any, Any],
-    batch_size: int | str,
+    batch_size: int | None,
     micro_batch_size: int | None = None,
+    steps: int | None = None,
 ) -> Source:
     """The steps of an evaluation of `(x, y, sample_weight)`; the rest as `evaluate` has it."""
     if not is_dataset(data[0]):
         arrays = Arrays(*data)
-        plan = Plan(arrays.rows, batch_size, micro_batch_size)  # type: ignore[arg-type]
-        pieces = _micro_batch_size(plan.micro_batch_size, plan.batch_size)
-        return ArraySource(arrays, dataclasses.replace(plan, micro_batch_size=pieces), communicator)
+        plan = Plan(arrays.rows, batch_size_of(batch_size, arrays.rows, steps), micro_batch_size)
+        pieces = _micro_batch_size(plan.micro_batch_size, plan.step_rows(0))
+        plan = dataclasses.replace(plan, micro_batch_size=pieces)
+        return ArraySource(arrays, plan, communicator, steps)
     refuse_beside_items(*data, batch_size)
     items = open_items(data[0])
     pieces = _micro_batch_size(micro_batch_size, items.rows)
@@ -99,6 +105,7 @@ def for_validation(
     batch_size: int | None,
     micro_batch_size: int | None,
     training: Source,
+    steps: int | None = None,
 ) -> Source:
     """The steps of a validation; the rest as `fit` has it, and the source of its training."""
     if is_dataset(data[0]):
@@ -107,11 +114,10 @@ def for_validation(
                 f"validation_batch_size={batch_size!r} was given, and validation_data is a "
                 f"{_kind(data[0])}, whose items are the mini-batches as they are. Leave it out."
             )
-        batch_size = BATCH_SIZE
-    elif not batch_size:
+    elif not batch_size and isinstance(training, ArraySource):
         # A validation batch is as large as a training batch: it may need the pieces, too.
-        batch_size = BATCH_SIZE if isinstance(training, ItemSource) else training.plan.batch_size
-    return for_evaluation(communicator, data, batch_size, micro_batch_size)
+        batch_size = training.plan.batch_size
+    return for_evaluation(communicator, data, batch_size, micro_batch_size, steps)
 
 
 def refuse_beside_items(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> None:
@@ -122,11 +128,44 @@ def refuse_beside_items(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> 
                 f"{name} is {type(value).__name__!r}, and x is a {_kind(x)}, whose items are "
                 f"(x, y) or (x, y, sample_weight): put it in there, and leave {name} out."
             )
-    if batch_size != BATCH_SIZE:  # given, not left out
+    if batch_size is not None:
         raise ConfigError(
             f"batch_size={batch_size!r} was given, and x is a {_kind(x)}, whose items are the "
             "global mini-batches as they are. Give its items so many rows, and leave it out."
         )
+
+
+def steps_of(model: keras.Model, name: str, steps: Any) -> int | None:
+    """How many steps an epoch has where `steps` were asked for, None for all that there are.
+
+    As in Keras, they end with a whole execution of `compile(steps_per_execution=...)`, and are no
+    more than `keras.config.set_max_steps_per_epoch` allows.
+
+    Args:
+        model: compiled.
+        name: of the argument, for messages.
+        steps: its value.
+
+    Raises:
+        ConfigError: it is no number of steps.
+    """
+    if steps is not None and (
+        isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1
+    ):
+        raise ConfigError(f"{name}={steps!r} must be a whole number, 1 or more, or None.")
+    most = keras.config.max_steps_per_epoch()
+    if most and (not steps or most < steps):
+        warnings.warn(f"Limiting {name} to {most}", stacklevel=2)
+        steps = most
+    at_once = int(model.steps_per_execution)
+    return steps and -(-int(steps) // at_once) * at_once
+
+
+def batch_size_of(batch_size: Any, rows: int, steps: int | None) -> Any:
+    """The one that was given; else Keras's, which takes all rows in so many steps."""
+    if batch_size is not None:
+        return batch_size
+    return -(-rows // steps) if steps else BATCH_SIZE
 
 
 def _kind(x: Any) -> str:

@@ -119,7 +119,7 @@ def _evaluate(task: Task, trained: keras.Model) -> dict[str, dict[str, float] | 
         for part, (x, y, weights) in task.data_in_own_units().items():
             size = min(_EVALUATION_ROWS, len(x))
             try:
-                final[part] = evaluate(model, x, y, size, weights, verbose=0)
+                final[part] = evaluate(model, x, y, size, sample_weight=weights, verbose=0)
             except NumericsError:  # on all workers: the logarithm of a negative prediction, say
                 final[part] = None
     finally:

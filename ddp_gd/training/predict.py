@@ -10,21 +10,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ddp_gd.batching import sources
 from ddp_gd.batching.arrays import Arrays, Signature
 from ddp_gd.batching.items import Items, digest, is_dataset, open_items
 from ddp_gd.batching.plan import Plan, block
-from ddp_gd.batching.sources import refuse_beside_items
+from ddp_gd.batching.source import warn_of_an_early_end
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import MismatchError, ModelError
 from ddp_gd.job import bitwise, runtime
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
+from ddp_gd.training.epochs import BatchHooks
 
 _BYTES_PER_EXCHANGE = 2**28
 
 
-def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str = "auto") -> Any:
+def predict(
+    model: keras.Model,
+    x: Any,
+    batch_size: int | None = None,
+    verbose: int | str = "auto",
+    steps: int | None = None,
+    callbacks: list[keras.callbacks.Callback] | None = None,
+) -> Any:
     """Compute the outputs of `model` as `model.predict` would, on all workers of the job together.
 
     Every worker calls it with the same arguments. Each takes consecutive mini-batches and computes
@@ -35,8 +44,12 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
         x: features: arrays in memory or memory-mapped, nested dicts, tuples and lists of them, a
             `keras.utils.PyDataset`, of which each worker reads its own items only, or a
             `tf.data.Dataset`, which each worker reads from its beginning to its end.
-        batch_size: rows of a mini-batch. The items of a data set are mini-batches already.
+        batch_size: rows of a mini-batch; None is 32. The items of a data set are mini-batches
+            already.
         verbose: as in `fit`; a bar shows rank 0's own part.
+        steps: compute so many mini-batches only; None computes all.
+        callbacks: as in `fit`. Each worker's see the mini-batches that it computes, counted from 0.
+            One may set `model.stop_predicting`: what comes after that mini-batch is left out.
 
     Returns:
         The outputs for all rows, in their order, on every worker: an array, or what the model
@@ -48,7 +61,7 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
         MismatchError: another worker was called with something else, or read something else.
     """
     communicator = runtime.communicator()
-    batches = _batches(x, batch_size)
+    batches = _batches(x, batch_size, sources.steps_of(model, "steps", steps))
     if runtime.is_bitwise():
         bitwise.require_preconditions()
     if communicator.size > 1:
@@ -59,10 +72,10 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
     replicas.synchronize(communicator, model, with_optimizer=False)
 
     first, stop = block(batches.count, communicator.size, communicator.rank)
-    hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=stop - first)
-    hooks.callbacks.on_predict_begin()
+    hooks = Hooks(communicator, model, callbacks, verbose, 1, stop - first, "predict")
+    looks = agree.any_worker(communicator, hooks.every > 0)
+    computed = _Computed(model, forward, hooks)
     communicator.attendance.where = "a prediction"
-    outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.structured_outputs)]
     digests = []
     batches.begin()
     # What every worker has to read, in one order, is compared to the end.
@@ -70,21 +83,72 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
     for number, leaves in zip(numbers, _read_ahead(batches, numbers), strict=True):
         if batches.in_order and communicator.size > 1:
             digests.append(digest(leaves))
-        if not first <= number < stop:
-            continue
-        hooks.callbacks.on_predict_batch_begin(number - first)
-        with tf.device("/cpu:0"):
-            rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
-        result = forward(rows)
-        for of_leaf, value in zip(outputs, tf.nest.flatten(result), strict=True):
-            of_leaf.append(value.numpy())
-        hooks.callbacks.on_predict_batch_end(number - first, {"outputs": result})
+        if first <= number < stop and not computed.stopped:
+            computed.add(leaves)
+    computed.end()
     batches.end()
     if digests:
         _require_same(communicator, batches, digests)
-    hooks.callbacks.on_predict_end()
-    joined = _join(communicator, outputs, batches.count)
+    count = batches.count
+    if looks:  # one that stopped leaves out what the others have after it
+        ends = [first + len(computed) if computed.stopped else count]
+        count = min(end for (end,) in agree.gather_json(communicator, ends))
+        computed.cut(max(0, count - first))
+    joined = _join(communicator, computed.outputs, count)
     return tf.nest.pack_sequence_as(forward.structured_outputs, joined)
+
+
+class _Computed:
+    """The mini-batches that this worker computes, one after the other.
+
+    Attributes:
+        outputs: of each place in the model's outputs, those of each mini-batch.
+        stopped: whether a callback wanted no more.
+    """
+
+    def __init__(self, model: keras.Model, forward: Any, hooks: Hooks):
+        self._model, self._forward, self._hooks = model, forward, hooks
+        self.outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.outputs)]
+        self.stopped = model.stop_predicting = False
+        self._batches = BatchHooks(
+            hooks.every,
+            hooks.callbacks.on_predict_batch_begin,
+            hooks.callbacks.on_predict_batch_end,
+        )
+        hooks.callbacks.on_predict_begin()
+
+    def __len__(self) -> int:
+        return len(self.outputs[0])
+
+    def add(self, leaves: list[np.ndarray]) -> None:
+        """Compute one."""
+        self._batches.begin(len(self))
+        with tf.device("/cpu:0"):
+            rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
+        result = self._forward(rows)
+        for of_leaf, value in zip(self.outputs, tf.nest.flatten(result), strict=True):
+            of_leaf.append(value.numpy())
+        if self._batches.end(len(self), self._logs()):
+            self.stopped = bool(self._model.stop_predicting)
+
+    def end(self) -> None:
+        """There are no more."""
+        self._batches.finish()
+        self._hooks.callbacks.on_predict_end()
+
+    def cut(self, count: int) -> None:
+        """Keep the first ones only."""
+        self.outputs = [of_leaf[:count] for of_leaf in self.outputs]
+
+    def _logs(self) -> dict[str, Any]:
+        """The outputs of the mini-batches that hooks see as one."""
+        if not self._hooks.every:
+            return {}
+        first = (len(self) - 1) // self._hooks.every * self._hooks.every
+        joined = [
+            np.concatenate(list(map(np.atleast_1d, of_leaf[first:]))) for of_leaf in self.outputs
+        ]
+        return {"outputs": tf.nest.pack_sequence_as(self._forward.structured_outputs, joined)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,30 +180,37 @@ class _Inputs:
     name: Callable[[int], str] = str
 
 
-def _batches(x: Any, batch_size: int) -> _Inputs:
+def _batches(x: Any, batch_size: int | None, steps: int | None) -> _Inputs:
     if is_dataset(x):
-        refuse_beside_items(x, None, None, batch_size)
-        return _of_items(open_items(x))
+        sources.refuse_beside_items(x, None, None, batch_size)
+        return _of_items(open_items(x), steps)
     arrays = Arrays(x)
-    plan = Plan(arrays.rows, batch_size)
+    plan = Plan(arrays.rows, sources.batch_size_of(batch_size, arrays.rows, steps))
 
     def read(number: int) -> list[np.ndarray]:
-        start = number * batch_size
+        start = number * plan.batch_size
         return arrays.take(np.arange(start, start + plan.step_rows(number)))
 
-    facts = {"batch_size": str(batch_size), **arrays.describe()}
-    return _Inputs(plan.steps, arrays.signature, facts, read)
+    facts = {"batch_size": str(plan.batch_size), "steps": str(steps), **arrays.describe()}
+    return _Inputs(_limited(plan.steps, steps), arrays.signature, facts, read)
 
 
-def _of_items(items: Items) -> _Inputs:
+def _limited(count: int, steps: int | None) -> int:
+    """So many mini-batches of those that there are."""
+    if steps is not None and steps > count:
+        warn_of_an_early_end(count, steps)
+    return min(count, steps or count)
+
+
+def _of_items(items: Items, steps: int | None) -> _Inputs:
     def read(number: int) -> list[np.ndarray]:
         arrays = items.item(number)
         return arrays.take(np.arange(arrays.rows))
 
     return _Inputs(
-        items.count,
+        _limited(items.count, steps),
         items.signature,
-        items.describe(),
+        {"steps": str(steps), **items.describe()},
         read,
         in_order=not items.shuffled,
         threads=items.threads,

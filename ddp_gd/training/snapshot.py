@@ -21,7 +21,7 @@ from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.checkpoint_files import Folder, parse
 
-_FORMAT = 2
+_FORMAT = 3
 # What a header of another shape leads to.
 _ODD = (
     AttributeError,
@@ -40,10 +40,14 @@ _MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "terminate_on_nan")
 
 
 class Position(NamedTuple):
-    """How far a training is: so many steps of this epoch, counted from 0, are made."""
+    """How far a training is: so many steps of this epoch, counted from 0, are made.
+
+    `updates` are those of all epochs.
+    """
 
     epoch: int
     step: int
+    updates: int
 
     def __str__(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
@@ -57,7 +61,7 @@ class Snapshot:
         position: where to go on.
         seed: of the order of rows.
         stopped: whether a callback ended the training there.
-        facts: what the training was given, see `replicas.require_same`.
+        facts: what the training was given, see `identity.require_same`.
         bits: what its bits depend on.
         logs: the last ones.
         history: Keras's `History.history` so far, and its `epoch`.
@@ -174,9 +178,9 @@ def read(content: bytes) -> Snapshot:
                 f"The checkpoint has format {header['format']!r:.40}, and this version of ddp_gd "
                 f"reads {_FORMAT}. Go on with the version that wrote it."
             )
-        epoch, step = header["position"]
+        epoch, step, updates = header["position"]
         return Snapshot(
-            position=Position(_count(epoch), _count(step)),
+            position=Position(_count(epoch), _count(step), _count(updates)),
             seed=_count(header["seed"]),
             stopped=_a(bool, header["stopped"]),
             facts={name: _a(str, fact) for name, fact in header["facts"].items()},

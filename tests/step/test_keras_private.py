@@ -102,6 +102,8 @@ def trackers() -> None:
     assert tracker.name == "loss"
     assert tracker in model.metrics
     assert [metric.name for metric in of_outputs] == ["a_loss", "b_loss"]
+    assert keras_private.in_order(model, {"b_loss": 2, "loss": 1, "a_loss": 3}) == [1, 3, 2]
+    assert keras_private.in_order(model, {"loss": 1}) == 1
 
 
 def functions() -> None:
