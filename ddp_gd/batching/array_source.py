@@ -1,6 +1,6 @@
-"""Steps whose rows come out of arrays, by a plan: many of them at a time."""
+"""Steps whose rows have numbers, in arrays or elsewhere, by a plan: many of them at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +9,7 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, share_of
+from ddp_gd.batching.rows import NumberedRows
 from ddp_gd.batching.source import Rows, SameGraph, warn_of_an_early_end
 from ddp_gd.comm.base import Communicator
 
@@ -32,7 +33,7 @@ class ArraySource:
 
     def __init__(
         self,
-        arrays: Arrays,
+        arrays: Arrays | NumberedRows,
         plan: Plan,
         communicator: Communicator,
         steps_per_epoch: int | None = None,
@@ -40,7 +41,7 @@ class ArraySource:
         self.plan = plan
         self.signature = arrays.signature
         self.micro_batch_size, self.seed = plan.micro_batch_size, plan.seed
-        self.batch_rows = plan.step_rows(0)
+        self.batch_rows, self.marks = plan.step_rows(0), False
         self._wanted = steps_per_epoch
         self.steps: int | None = min(plan.steps, steps_per_epoch or plan.steps)
         self._epochs_before = 0
@@ -69,6 +70,15 @@ class ArraySource:
     def reset(self, epochs: int = 0) -> None:
         """Let the next epoch be the one after so many."""
         self._epochs_before, self._first_epoch = epochs, None
+
+    def mark(self, step: int) -> dict[str, str]:
+        """Nothing: `describe` tells, and the order is a function of seed and epoch."""
+        return {}
+
+    def go_to(self, epoch: int, step: int, mark: Mapping[str, str]) -> bool:
+        """Let the next epoch be the one after so many."""
+        self.reset(epoch)
+        return True
 
     def begin_epoch(self, epoch: int, first: int) -> None:
         """Take the rows in the order of `epoch`, or of the pass that it belongs to."""

@@ -1,7 +1,7 @@
 """Where the rows of an epoch's steps come from."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ddp_gd.batching.arrays import Signature
@@ -28,6 +28,7 @@ class Source(Protocol):
         steps: of the epoch that was begun last, before that of the first one; None where nobody
             knows before it ends.
         batch_rows: of a whole global mini-batch, as far as that is known.
+        marks: whether `mark` will be asked for.
     """
 
     signature: Signature
@@ -35,6 +36,7 @@ class Source(Protocol):
     seed: int
     steps: int | None
     batch_rows: int
+    marks: bool
 
     def has_empty_shares(self, size: int) -> bool:
         """Tell whether, in some step, one of `size` workers may have nothing to compute."""
@@ -46,6 +48,27 @@ class Source(Protocol):
 
     def reset(self, epochs: int = 0) -> None:
         """Be as at the beginning, with so many whole epochs behind."""
+        ...
+
+    def mark(self, step: int) -> dict[str, str]:
+        """What tells, when a checkpoint is gone on with, that the data are still the same.
+
+        Args:
+            step: of this epoch, before which the training would go on; 0 for the next epoch's.
+        """
+        ...
+
+    def go_to(self, epoch: int, step: int, mark: Mapping[str, str]) -> bool:
+        """Be before this step, with all epochs before behind. Collective.
+
+        Args:
+            epoch: counted from 0; `begin_epoch` comes next, with this epoch and step.
+            step: of the epoch.
+            mark: what `mark` returned there.
+
+        Returns:
+            False where the data come in another order than they did.
+        """
         ...
 
     def begin_epoch(self, epoch: int, first: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import MismatchError
 from ddp_gd.job.signals import Interrupts
 from ddp_gd.step import keras_private
 from ddp_gd.training import replicas
@@ -35,6 +37,7 @@ class Epochs:
     interrupts: Interrupts
     save_every: int | None
     check_every: int | None
+    any_order: bool = False
     checked: str = "its beginning"
     updates: int = 0
 
@@ -50,12 +53,14 @@ class Epochs:
         )
         logs: dict[str, Any] = {}
         last = epochs
-        if self.saved is not None:
+        if self.saved is None:
+            self.loop.reset()
+        else:
             self.saved.restore(self.model, self.hooks)
+            self.saved = self._in_place(self.saved)
             first, logs = self.saved.position.epoch, self.saved.logs
             if self.saved.stopped and self.saved.position.step == 0:
                 last = first  # else the end of that epoch is still to be made
-        self.loop.reset(first if self.saved is not None else 0)
         self.updates = first * (self.loop.steps_per_epoch or 0)
         if self.saved is not None:
             self.updates = self.saved.position.updates - self.saved.position.step
@@ -74,6 +79,27 @@ class Epochs:
         if epochs > 0:
             self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self.hooks.callbacks.on_train_end(logs)
+
+    def _in_place(self, saved: Snapshot) -> Snapshot:
+        """Let the data be where they were; or where a new order begins, if that may be."""
+        epoch, step, updates = saved.position
+        if self.loop.source.go_to(epoch, step, saved.mark):
+            return saved
+        if not self.any_order:
+            raise MismatchError(
+                f"The data before {saved.position} are not those that were read when the "
+                "checkpoint was saved: their order is drawn without a seed, or they are others. "
+                "Seed what is drawn at random, or go on with the beginning of the epoch in a new "
+                "order (Checkpoint(resume='new order'))."
+            )
+        self.loop.reset()
+        if self.communicator.rank == 0:
+            warnings.warn(
+                f"The data come in another order than before {saved.position}; the training goes "
+                f"on with the beginning of epoch {epoch + 1}.",
+                stacklevel=4,
+            )
+        return dataclasses.replace(saved, position=Position(epoch, 0, updates))
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch, or the rest of one that was saved half-way."""

@@ -1,7 +1,7 @@
 """`evaluate`: a model's losses and metrics over all rows, computed by all workers together."""
 
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -25,6 +25,7 @@ def evaluate(
     steps: int | None = None,
     callbacks: list[keras.callbacks.Callback] | None = None,
     return_dict: bool = True,
+    read: Literal["rank 0", "every worker"] = "rank 0",
 ) -> Any:
     """Evaluate `model` as `model.evaluate` would, on all workers of the job together.
 
@@ -40,6 +41,7 @@ def evaluate(
         callbacks: as in `fit`; one may set `model.stop_evaluating`.
         return_dict: False gives what Keras gives by default: the loss, or a list of it and the
             metrics.
+        read: who reads a data set, as in `fit`.
 
     Returns:
         The loss and every metric by name, over the rows of all workers; the same on each of them.
@@ -50,7 +52,7 @@ def evaluate(
     communicator = runtime.communicator()
     wanted = sources.steps_of(model, "steps", steps)
     data = (x, y, sample_weight)
-    source = sources.for_evaluation(communicator, data, batch_size, steps=wanted)
+    source = sources.for_evaluation(communicator, data, batch_size, steps=wanted, read=read)
     identity.build(model, source.signature)
     identity.require_same(communicator, model, source, {"return_dict": return_dict})
     replicas.synchronize(communicator, model)

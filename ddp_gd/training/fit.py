@@ -44,6 +44,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     terminate_on_nan: bool = True,
     check_every: int | None = None,
+    read: Literal["rank 0", "every worker"] = "rank 0",
 ) -> keras.callbacks.History:
     """Train `model` as `model.fit` would, on all workers of the job together.
 
@@ -53,10 +54,9 @@ def fit(
     Args:
         model: compiled; any kind. Initial weights and optimizer state are rank 0's.
         x: features: an array with one row per observation, in memory or memory-mapped, or nested
-            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset` or a
-            `tf.data.Dataset` whose items are `(x, y)` or `(x, y, sample_weight)`, one global
-            mini-batch each, of any number of rows. Every worker reads every item, and they compare
-            what they have read before it is used: what is drawn at random in it must be seeded.
+            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset`, a
+            `tf.data.Dataset`, a generator or another iterable whose items are `(x, y)` or
+            `(x, y, sample_weight)`, one global mini-batch each, of any number of rows; see `read`.
         y: targets, likewise; None where x is a data set.
         batch_size: observations averaged into one update, over all workers together; `"full"`
             takes all rows, as does a number above theirs. None is 32, or with `steps_per_epoch`
@@ -92,6 +92,10 @@ def fit(
             `keras.callbacks.TerminateOnNaN` sees to it.
         check_every: compare the workers' copies of the model and optimizer after every so many
             updates, too, not only after every epoch.
+        read: `"rank 0"`: of a data set each mini-batch is read by one worker, which hands the
+            others their shares: those of a PyDataset by all in turn, others by rank 0. `"every
+            worker"`: all read all of it, and compare what they have read before it is used; then
+            what is drawn at random in it must be seeded.
 
     Returns:
         Keras's History, the same on every worker.
@@ -113,14 +117,14 @@ def fit(
     epochs = _limited(epochs)
     train, validate = sources.split(x, y, sample_weight, validation_split, validation_data)
     source = sources.for_training(
-        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps
+        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps, read
     )
     validation_source = None
     if validate is not None:
         _require_frequency(validation_freq)
         steps = sources.steps_of(model, "validation_steps", validation_steps)
         validation_source = sources.for_validation(
-            communicator, validate, validation_batch_size, micro_batch_size, source, steps
+            communicator, validate, validation_batch_size, micro_batch_size, source, steps, read
         )
 
     settings: dict[str, Any] = {
@@ -147,9 +151,10 @@ def fit(
             communicator, model, validation_source, stop_on_nan, training=False
         )
     hooks.attach(loop)
+    source.marks = checkpoint is not None
     saver = None
     if checkpoint is not None and communicator.rank == 0:
-        saver = Saver(checkpoint, model, hooks, facts, source.seed, stop_on_nan)
+        saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
 
     with Interrupts(active=checkpoint is not None) as interrupts, closing(source):
         Epochs(
@@ -164,6 +169,7 @@ def fit(
             interrupts=interrupts,
             save_every=checkpoint.every_steps if checkpoint else None,
             check_every=check_every,
+            any_order=checkpoint is not None and checkpoint.resume == "new order",
         ).run(initial_epoch, epochs)
     communicator.barrier()  # what rank 0's callbacks wrote is there for the others
     return model.history

@@ -87,7 +87,7 @@ class Loop:
         self.source.begin_epoch(epoch, first)
         reading = self._start_reading(first)
         while reading is not None:
-            self._communicator.attendance.where = f"the data of step {first + 1} of {self._what}"
+            self._communicator.attendance.where = f"step {first + 1} of {self._what}"
             began = time.perf_counter()
             self._rows = reading()
             self.seconds_waiting += time.perf_counter() - began

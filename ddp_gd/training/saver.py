@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ddp_gd.batching.source import Source
 from ddp_gd.job import bitwise
 from ddp_gd.step.keras_private import global_seed
 from ddp_gd.training import replicas
@@ -29,7 +30,7 @@ class Saver:
         model: compiled and built.
         hooks: the model's callbacks.
         facts: what the training was given.
-        seed: of the order of rows.
+        source: of the training's mini-batches.
         only_finite: refuse to save weights that are NaN or infinite.
     """
 
@@ -39,7 +40,7 @@ class Saver:
         model: keras.Model,
         hooks: Hooks,
         facts: Mapping[str, str],
-        seed: int,
+        source: Source,
         only_finite: bool,
     ):
         self._only_finite = only_finite
@@ -48,7 +49,8 @@ class Saver:
         self._model = model
         self._hooks = hooks
         bits = bitwise.facts()
-        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits, "seed": seed}
+        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits, "seed": source.seed}
+        self._source = source
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
         self._writing: Future[Path] | None = None
         self._last = time.monotonic()
@@ -125,6 +127,7 @@ class Saver:
         header = self._fixed | {
             "about": about,
             "position": position,
+            "mark": self._source.mark(position.step),
             "stopped": stopped,
             "logs": {name: _encoded(value) for name, value in logs.items()},
             "history": {

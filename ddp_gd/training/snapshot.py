@@ -67,6 +67,7 @@ class Snapshot:
         history: Keras's `History.history` so far, and its `epoch`.
         callbacks: class name and changed attributes of each callback.
         arrays: values of the variables, and of callbacks' arrays, by name.
+        mark: tells what was read there, see `Source.mark`.
     """
 
     position: Position
@@ -78,6 +79,7 @@ class Snapshot:
     history: Mapping[str, Any]
     callbacks: list[tuple[str, dict[str, Any]]]
     arrays: dict[str, np.ndarray]
+    mark: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """Refuse to go on with another training.
@@ -198,6 +200,7 @@ def read(content: bytes) -> Snapshot:
                 for number, (name, state) in enumerate(header["callbacks"])
             ],
             arrays=arrays,
+            mark={name: _a(str, value) for name, value in header["mark"].items()},
         )
     except _ODD as error:
         raise CheckpointError(
