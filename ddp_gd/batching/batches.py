@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Arrays, Signature
+from ddp_gd.batching.views import Selection
 from ddp_gd.errors import DataError
 
 # Of these Keras's own `fit` takes mini-batches from one after the other.
@@ -93,7 +94,7 @@ def kind_of(x: Any) -> str:
         return "items"
     if isinstance(x, tf.data.Dataset) or _is_grain(x):
         return "stream"
-    arrays = (Mapping, list, tuple, str, bytes, tf.RaggedTensor, tf.SparseTensor)
+    arrays = (Selection, Mapping, list, tuple, str, bytes, tf.RaggedTensor, tf.SparseTensor)
     if x is None or hasattr(x, "__array__") or hasattr(x, "tocoo") or isinstance(x, arrays):
         return "arrays"  # SciPy's have tocoo
     if hasattr(x, "__len__") and hasattr(x, "__getitem__"):

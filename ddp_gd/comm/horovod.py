@@ -38,6 +38,7 @@ class HorovodCommunicator:
         self.attendance = Attendance()
         self._order = ProgramOrder(self.attendance)
         self._prefix = "ddp_gd"  # of the names of its ops
+        self._other: HorovodCommunicator | None = None
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum each tensor over all workers; one Horovod op for each flat buffer."""
@@ -94,12 +95,19 @@ class HorovodCommunicator:
             os._exit(code)
 
     def beside(self) -> "HorovodCommunicator":
-        """The same workers again: Horovod asks all of them what is ready, by the ops' names."""
-        other = copy.copy(self)
-        other.attendance = Attendance()
-        other._order = ProgramOrder(other.attendance)
-        other._prefix = "ddp_gd_beside"
-        return other
+        """The same workers again: Horovod asks all of them what is ready, by the ops' names.
+
+        They are run as graphs: an eager op has the name of the first one that was like it.
+        """
+        if self._other is None:
+            self._other = other = copy.copy(self)
+            other.attendance = Attendance()
+            other._order = ProgramOrder(other.attendance)
+            other._prefix = "ddp_gd_beside"
+            for name in ("allreduce_sum", "allgather", "alltoall", "broadcast"):
+                graph = tf.function(getattr(other, name), autograph=False, reduce_retracing=True)
+                vars(other)[name] = graph
+        return self._other
 
     def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs traced from now on."""

@@ -143,6 +143,7 @@ def _request(config: TrainConfig) -> Request:
         categorical=config.categorical,
         missing=config.missing,
         dtype=config.dtype,
+        image_size=config.image_size,
     )
 
 

@@ -32,6 +32,7 @@ def load(
     missing: Literal["error", "drop", "mean"] = "error",
     dtype: str = "float64",
     cache: bool = True,
+    image_size: tuple[int, int] | None = None,
 ) -> Dataset:
     """Read a data set, of any size, into arrays that are mapped into memory.
 
@@ -50,6 +51,9 @@ def load(
             - several such files with the same columns, or a folder of them, in the order of names;
             - a `.npz` file with the arrays `x`, `y` and perhaps `sample_weight`, rows first;
             - a `.npy` file of features; `target` and `sample_weight` then name such files, too;
+            - a folder with a folder of images for each class: PNG, JPEG, GIF (the first picture),
+              BMP. They become uint8, shape (rows, height, width, 3), in the order of classes and
+              names;
             - `"diabetes"`, built in: 442 rows, 10 features, target `progression`;
             - `"keras:mnist"` and the other arrays of `keras.datasets`; `"keras:mnist/test"` for
               their second part. Keras downloads them.
@@ -61,6 +65,8 @@ def load(
             missing numbers of features, to be filled with the mean of the training rows. An empty
             cell among texts is then a category of its own.
         dtype: of a table's features: `"float64"`, `"float32"`, `"float16"`.
+        image_size: height and width to which images are resized (bilinear); None takes those of
+            the first one.
         cache: False converts into a temporary folder, which is removed at once.
 
     Returns:
@@ -79,6 +85,7 @@ def load(
         categorical=tuple(categorical),
         missing=missing,
         dtype=dtype,
+        image_size=image_size,
     )
     return fetch(request, cache)
 
