@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ddp_gd.job.launch import launch
     from ddp_gd.job.runtime import init, local_rank, rank, size
     from ddp_gd.steps.rows.meeting import gather_rows
-    from ddp_gd.training.checkpoint import Checkpoint
     from ddp_gd.training.evaluate import evaluate
     from ddp_gd.training.fit import fit
     from ddp_gd.training.predict import predict
     from ddp_gd.training.replicas import fingerprint
+    from ddp_gd.training.saving.checkpoint import Checkpoint
     from ddp_gd.training.step import step
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoint": "training.checkpoint",
+    "Checkpoint": "training.saving.checkpoint",
     "evaluate": "training.evaluate",
     "fingerprint": "training.replicas",
     "fit": "training.fit",

@@ -14,6 +14,7 @@ FUNCTIONS = [
     "evaluate",
     "fingerprint",
     "fit",
+    "gather_rows",
     "init",
     "launch",
     "load",
@@ -21,6 +22,7 @@ FUNCTIONS = [
     "predict",
     "rank",
     "size",
+    "step",
 ]
 CLASSES = ["Checkpoint"]
 ERRORS = [

@@ -128,18 +128,30 @@ def _map(function: Any, structure: Any) -> Any:
 def _as_array(name: str, leaf: Any) -> np.ndarray | Selection:
     if isinstance(leaf, Selection):
         return leaf
-    if not hasattr(leaf, "__array__") or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+    ragged = isinstance(leaf, tf.RaggedTensor)
+    if ragged or isinstance(leaf, tf.SparseTensor) or hasattr(leaf, "tocoo"):
+        how = "to_tensor() and a Masking layer" if ragged else "tf.sparse.to_dense"
+        how = "toarray()" if hasattr(leaf, "tocoo") else how
+        raise DataError(
+            f"{name} is {type(leaf).__name__!r}, of which rows can't be handed to workers as they "
+            f"are; make a dense array of it with {how}."
+        )
+    if hasattr(leaf, "detach"):  # a PyTorch tensor, which may be on a GPU or have a gradient
+        leaf = leaf.detach().cpu()
+    if not hasattr(leaf, "__array__"):
         raise DataError(
             f"{name} is {type(leaf).__name__!r}; expected a NumPy array (memory-mapped or not), "
             "or dicts, tuples and lists of them. Convert it with np.asarray."
         )
     array = leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)
+    if array.ndim == 1 and hasattr(leaf, "iloc"):  # a Series of pandas: a column, as in Keras
+        array = array[:, None]
     if array.ndim == 0:
         raise DataError(f"{name} is the single number {array!r}; expected one row per observation.")
-    if array.dtype == object and not all(isinstance(item, str) for item in array.flat):
+    if array.dtype == object and not all(isinstance(item, (str, bytes)) for item in array.flat):
         raise DataError(
             f"{name} has dtype object, so its rows are Python objects; give it a numeric dtype "
-            "with .astype('float32')."
+            "with .astype('float32'). Of a table whose columns differ give a dict of them."
         )
     return array
 

@@ -170,7 +170,8 @@ def plan_of(
 
     Args:
         rows: observations in the training data.
-        batch_size: observations in one global mini-batch, or `"full"` for all there are.
+        batch_size: observations in one global mini-batch, or `"full"` for all there are, as with
+            more than there are.
         micro_batch_size: as `Plan` has it.
         shuffle: as `Plan` has it.
         seed: as `Plan` has it.
@@ -183,11 +184,7 @@ def plan_of(
         batch_size = rows
     elif isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
         raise ConfigError(f"batch_size={batch_size!r} must be a whole number or 'full'.")
-    elif batch_size > rows:
-        raise ConfigError(
-            f"batch_size={batch_size} is larger than the {rows} rows of the training data; give "
-            f"{rows} or less, or 'full' for one update an epoch."
-        )
+    batch_size = min(batch_size, rows)
     if micro_batch_size is None and bitwise:
         micro_batch_size = bitwise_micro_batch_size(int(batch_size))
     return Plan(rows, int(batch_size), micro_batch_size, shuffle, seed)

@@ -96,6 +96,16 @@ class Communicator(Protocol):
         """
         ...
 
+    def beside(self) -> "Communicator | None":
+        """The same workers again, for one other thread: its collectives wait for none of these.
+
+        Collective. They are to be called eagerly, and are not counted in `attendance`.
+
+        Returns:
+            None where there is no other way: the MPI can't be used by several threads.
+        """
+        ...
+
     def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs that are traced from now on. Not collective.
 

@@ -1,10 +1,13 @@
 """MPI through mpi4py's buffer calls (the upper-case ones: nothing is pickled), on host memory."""
 
 import atexit
+import copy
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mpi4py
 import numpy as np
@@ -21,6 +24,7 @@ if not hasattr(mpi4py, "MPI"):
     mpi4py.rc.initialize = False  # not at the import: `_start` does
 
 _MAX_COUNT = 2**31 - 1  # MPI 3 counts in C ints
+_SECONDS_BETWEEN_LOOKS = 3e-4
 
 
 class MpiCommunicator:
@@ -50,13 +54,15 @@ class MpiCommunicator:
         self.attendance = Attendance()
         self._order = ProgramOrder(self.attendance)
         self._lock = threading.Lock()
+        self._polls = False
+        self._other: MpiCommunicator | None = None
 
     def allreduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum each tensor over all workers; one MPI call for each dtype on the wire."""
 
         def add(flat: np.ndarray) -> np.ndarray:
             total = np.empty_like(flat)
-            self._comm.Allreduce(_checked(flat), total, op=MPI.SUM)
+            self._mpi("Allreduce", _checked(flat), total)
             return total
 
         return as_flat_buffers(tensors, SUM_DTYPES, lambda *flats: self._each(add, flats))
@@ -66,10 +72,10 @@ class MpiCommunicator:
 
         def gather(rows: np.ndarray) -> np.ndarray:
             counts = np.empty(self.size, np.int64)  # rows of each worker
-            self._comm.Allgather(np.array([len(rows)], np.int64), counts)
+            self._mpi("Allgather", np.array([len(rows)], np.int64), counts)
             everything = np.empty((counts.sum(), *rows.shape[1:]), rows.dtype)
             width = int(np.prod(rows.shape[1:]))
-            self._comm.Allgatherv(rows, [_checked(everything), counts * width])
+            self._mpi("Allgatherv", rows, [_checked(everything), counts * width])
             return everything
 
         return as_movable(tensor, lambda rows: self._call(gather, rows))
@@ -84,11 +90,11 @@ class MpiCommunicator:
                 )
             send = send.astype(np.int64)
             receive = np.empty(self.size, np.int64)
-            self._comm.Alltoall(send, receive)
+            self._mpi("Alltoall", send, receive)
             arrived = np.empty((receive.sum(), *rows.shape[1:]), rows.dtype)
             width = int(np.prod(rows.shape[1:]))
-            self._comm.Alltoallv(
-                [_checked(rows), send * width], [_checked(arrived), receive * width]
+            self._mpi(
+                "Alltoallv", [_checked(rows), send * width], [_checked(arrived), receive * width]
             )
             return arrived
 
@@ -100,7 +106,7 @@ class MpiCommunicator:
 
         def send(flat: np.ndarray) -> np.ndarray:
             buffer = flat.copy()  # TensorFlow's memory is not ours to write
-            self._comm.Bcast(_checked(buffer), root=0)
+            self._mpi("Bcast", _checked(buffer))
             return buffer
 
         return as_flat_buffers(tensors, MOVE_DTYPES, lambda *flats: self._each(send, flats))
@@ -116,6 +122,20 @@ class MpiCommunicator:
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)
 
+    def beside(self) -> "MpiCommunicator | None":
+        """The same workers again, on a copy of MPI's communicator."""
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            return None
+        if self._other is not None:
+            return self._other
+        self._other = other = copy.copy(self)
+        other._comm = self._comm.Dup()
+        other.attendance = Attendance()
+        other._order = ProgramOrder(other.attendance)
+        other._lock = threading.Lock()
+        other._polls = True
+        return other
+
     def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """Measure the collectives of the graphs traced from now on."""
         return self._order.measure(deterministic)
@@ -123,6 +143,15 @@ class MpiCommunicator:
     def open_board(self, message: Sequence[int]) -> Board | None:
         """Open a board over MPI."""
         return board.open_board(message)
+
+    def _mpi(self, name: str, *buffers: Any) -> None:
+        """Call MPI. Its own waiting takes a core, which beside the step the step needs."""
+        if not self._polls:
+            getattr(self._comm, name)(*buffers)
+            return
+        request = getattr(self._comm, f"I{name.lower()}")(*buffers)
+        while not request.Test():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _each(
         self, function: Callable[[np.ndarray], np.ndarray], tensors: Sequence[Tensor]

@@ -47,6 +47,10 @@ class SingleCommunicator:
         sys.stderr.flush()
         os._exit(code)
 
+    def beside(self) -> "SingleCommunicator":
+        """There is nobody to wait for."""
+        return self
+
     def measure(self, deterministic: bool = False) -> Callable[[], float]:
         """There are no collectives to wait for."""
         return lambda: 0.0

@@ -49,6 +49,7 @@ def request_of(config: TrainConfig) -> Request:
         categorical=config.categorical,
         missing=config.missing,
         dtype=config.dtype,
+        image_size=config.image_size,
     )
 
 

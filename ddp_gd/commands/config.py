@@ -21,9 +21,10 @@ class TaskConfig:
 
     data: tuple[str, ...] = ("diabetes",)
     """What to train on: a .csv or .parquet file, several of one kind, or a folder of them (with
-    --target); FILE.npz with the arrays x and y; FILE.npy (with --target FILE.npy); keras:mnist and
-    the other arrays of keras.datasets; or the built-in `diabetes` (442 patients, 10 measurements,
-    progression of the disease after one year)."""
+    --target); a folder with a folder of images for each class; FILE.npz with the arrays x and y;
+    FILE.npy (with --target FILE.npy); keras:mnist and the other arrays of keras.datasets; or the
+    built-in `diabetes` (442 patients, 10 measurements, progression of the disease after one
+    year)."""
 
     target: tuple[str, ...] = ()
     """Column to predict, or several."""
@@ -45,8 +46,12 @@ class TaskConfig:
     """Rows with missing cells: `drop` leaves them out, `mean` puts the mean of the training rows in
     the place of a missing number, `error` refuses them."""
 
+    image_size: tuple[int, int] | None = None
+    """Height and width to which images are resized; default: those of the first one."""
+
     model: str = "mlp"
-    """`linear`, `mlp`, or path/to/file.py:function. The function is called with the shape of one
+    """`linear`, `mlp`, `cnn` (for images: two convolutions, each with BatchNormalization), or
+    path/to/file.py:function. The function is called with the shape of one
     row and the number of outputs, and returns a keras.Model; if it comes compiled, it keeps its own
     loss, optimizer and metrics."""
 

@@ -17,7 +17,8 @@ from ddp_gd.data.normalizer import Normalizer
 from ddp_gd.data.preprocessing import Preprocessing
 from ddp_gd.errors import ConfigError, DataError, ModelError
 
-KNOWN = ("linear", "mlp")
+KNOWN = ("linear", "mlp", "cnn")
+_FILTERS = (16, 32)
 
 _ABOUT = "ddp_gd.json"  # in the archive of a model
 _MOST_ABOUT = 2**26  # bytes
@@ -31,16 +32,17 @@ def build(
     """Build a model by name.
 
     Args:
-        name: ``linear`` (one dense layer), ``mlp`` (dense relu layers, then a dense layer), or
-            ``path/to/file.py:function``, which is called as ``function(input_shape, output_units)``
-            and returns any ``keras.Model``, compiled or not. That file is run as it stands: give
-            only one you trust.
+        name: ``linear`` (one dense layer), ``mlp`` (dense relu layers, then a dense layer),
+            ``cnn`` (two blocks of convolution, batch normalisation, relu and pooling, then a dense
+            layer over the mean of the picture), or ``path/to/file.py:function``, which is called as
+            ``function(input_shape, output_units)`` and returns any ``keras.Model``, compiled or
+            not. That file is run as it stands: give only one you trust.
         input_shape: shape of one row, without the rows axis; ``linear`` and ``mlp`` flatten it.
         output_units: width of the last layer, which has no activation: predictions or logits.
         hidden: units of each hidden layer of ``mlp``, from the input on; the others ignore it.
 
     Returns:
-        The model; ``linear`` and ``mlp`` are not compiled. Layers are named ``flatten``,
+        The model; those by a word are not compiled. Layers are named ``flatten``,
         ``hidden_1``, ``hidden_2``, ..., ``output``. Initial weights come from Keras's global
         generator: call ``keras.utils.set_random_seed`` first to get the same ones again.
 
@@ -65,11 +67,36 @@ def build(
             f"hidden={tuple(hidden)}: give mlp at least one layer, each of at least 1 unit, "
             "or use the model linear"
         )
+    if name == "cnn":
+        return _cnn(input_shape, output_units)
     layers = [keras.layers.Flatten(name="flatten")] if len(input_shape) > 1 else []
     for number, units in enumerate(widths, start=1):
         layers.append(keras.layers.Dense(units, activation="relu", name=f"hidden_{number}"))
     layers.append(keras.layers.Dense(output_units, name="output"))
     return keras.Sequential([keras.Input(input_shape, name="features"), *layers], name=name)
+
+
+def _cnn(input_shape: tuple[int, ...], output_units: int) -> keras.Model:
+    if len(input_shape) not in (2, 3) or min(input_shape[:2]) < 4:
+        raise ConfigError(
+            f"the model cnn is for pictures of 4 by 4 pixels or more, and a row has the shape "
+            f"{input_shape}: give mlp, or pictures of shape (height, width, colours)"
+        )
+    layers: list[keras.Layer] = []
+    if len(input_shape) == 2:
+        layers.append(keras.layers.Reshape((*input_shape, 1), name="colour"))
+    for number, filters in enumerate(_FILTERS, start=1):
+        layers += [
+            keras.layers.Conv2D(
+                filters, 3, padding="same", use_bias=False, name=f"convolution_{number}"
+            ),
+            keras.layers.BatchNormalization(name=f"normalization_{number}"),
+            keras.layers.ReLU(name=f"relu_{number}"),
+            keras.layers.MaxPooling2D(name=f"pooling_{number}"),
+        ]
+    layers.append(keras.layers.GlobalAveragePooling2D(name="mean"))
+    layers.append(keras.layers.Dense(output_units, name="output"))
+    return keras.Sequential([keras.Input(input_shape, name="features"), *layers], name="cnn")
 
 
 def on_raw_features(

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from ddp_gd.batching.plan import Plan
 from ddp_gd.comm.base import Communicator
 from ddp_gd.comm.environment import cpu_settings
 from ddp_gd.commands import models, result_folder
@@ -82,8 +83,8 @@ def _describe(experiment: Experiment, model: keras.Model) -> dict[str, str]:
         f"{_optimizer(model.optimizer)}",
         "workers": f"{workers} ({experiment.communicator.name}); seed {task.seed}"
         + ("; bit for bit" if config.bitwise else ""),
-        "step": f"global batch size {plan.batch_size}, one update each; a worker computes "
-        f"{most if least == most else f'{least} to {most}'} of these rows; "
+        "step": f"global batch size {_batch_size(config, plan)}, one update each; "
+        f"a worker computes {most if least == most else f'{least} to {most}'} of these rows; "
         f"{_count(plan.steps, 'step')} an epoch, {_count(config.epochs, 'epoch')}",
         "threads": f"{threads.intra_op_threads()} for an operation, "
         f"{threads.inter_op_threads()} operations at once"
@@ -91,6 +92,13 @@ def _describe(experiment: Experiment, model: keras.Model) -> dict[str, str]:
         "tuning": cpu_settings() if workers > 1 else "",
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _batch_size(config: Any, plan: Plan) -> str:
+    """The one that is trained with; and the one that was asked for, where there are fewer rows."""
+    if config.batch_size == "full" or config.batch_size <= plan.rows:
+        return str(plan.batch_size)
+    return f"{plan.batch_size} (all rows: there are no {config.batch_size})"
 
 
 def write(

@@ -15,9 +15,9 @@ from ddp_gd.commands.task import Task
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime
 from ddp_gd.reporting.times import Times
-from ddp_gd.training import snapshot
-from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.evaluate import evaluate
+from ddp_gd.training.saving import snapshot
+from ddp_gd.training.saving.checkpoint import Checkpoint
 
 # Rows of one step of the evaluation at the end.
 _EVALUATION_ROWS = 256
@@ -132,7 +132,7 @@ def _evaluate(task: Task, trained: keras.Model) -> dict[str, dict[str, float] | 
         for part, (x, y, weights) in task.data_in_own_units().items():
             size = min(_EVALUATION_ROWS, len(x))
             try:
-                final[part] = evaluate(model, x, y, size, weights, verbose=0)
+                final[part] = evaluate(model, x, y, size, sample_weight=weights, verbose=0)
             except NumericsError:  # on all workers: the logarithm of a negative prediction, say
                 final[part] = None
     finally:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,37 @@ class Cache:
                 self._make()
                 write_json(note, {"identity": before, "sha256": digest})
         return digest
+
+    def digest_all(self, paths: Sequence[Path]) -> Generator[int, None, str]:
+        """Hash many files in their order, or remember the hash if none has changed since."""
+        before = [identity(path) for path in paths]
+        names = json.dumps([str(path.absolute()) for path in paths])
+        state = hashlib.sha256(json.dumps(before).encode()).hexdigest()
+        note = self.folder / "files" / hashlib.sha256(names.encode()).hexdigest()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(note.read_text())
+            if noted["identity"] == state:
+                return str(noted["sha256"])
+        digest, done = hashlib.sha256(), 0
+        for path, found in zip(paths, before, strict=True):
+            reading = hash_file(path)
+            while True:
+                try:
+                    yield done + next(reading)
+                except StopIteration as end:
+                    digest.update(end.value.encode())
+                    break
+            done += found[4]
+        if [identity(path) for path in paths] != before:
+            raise DataError(
+                f"{paths[0].parent} changed while it was read: start again when it is complete."
+            )
+        newest = max(max(found[2:4]) for found in before)
+        if time.time_ns() - newest > _RACY:
+            with contextlib.suppress(OSError):
+                self._make()
+                write_json(note, {"identity": state, "sha256": digest.hexdigest()})
+        return digest.hexdigest()
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
         """Folder and record of an entry that is there and whole; a damaged one is removed."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from ddp_gd.data import npy_files
 from ddp_gd.data.cache import Cache, hash_file, identity, remove_abandoned
+from ddp_gd.data.image_files import read_images
 from ddp_gd.data.origin import Origin, find
 from ddp_gd.data.request import KERAS, Request
 from ddp_gd.data.table import Table, open_table
@@ -56,13 +57,17 @@ def prepare(
     source = find(request)
     size = max(1, sum(path.stat().st_size for path in source.paths))
     cache = Cache(cache_folder(), cache_limit())
-    use_cache = use_cache and (size >= CACHED_FROM_BYTES or source.kind == "keras")
+    kept = size >= CACHED_FROM_BYTES or source.kind in ("keras", "images")
+    use_cache = use_cache and kept
     if not use_cache:
         remove_abandoned(Path(tempfile.gettempdir()), _TEMPORARY)
     before = [identity(path) for path in source.paths]
     contents: list[str] = []
     done = 0.0
-    for path in source.paths:
+    if use_cache and source.kind == "images":
+        contents.append((yield from _progress(cache.digest_all(source.paths), 0.0, 0.2 / size)))
+        done = 0.2
+    for path in source.paths if not contents else ():
         reading = cache.digest(path) if use_cache else hash_file(path)
         contents.append((yield from _progress(reading, done, 0.2 / size)))
         done += 0.2 * path.stat().st_size / size
@@ -115,6 +120,8 @@ def _key(source: Origin, contents: list[str]) -> str:
     what: list[Any] = [_FORMAT, source.kind, source.request.targets_needed, contents]
     if source.kind == "table":
         what.append(dataclasses.asdict(dataclasses.replace(source.request, source=())))
+    if source.images is not None:
+        what += [source.request.image_size, source.images.names, source.images.classes]
     if source.kind == "keras":
         what += [source.keras, importlib.metadata.version("keras")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -122,7 +129,7 @@ def _key(source: Origin, contents: list[str]) -> str:
 
 def convert(source: Origin, folder: Path) -> Generator[float, None, Converted]:
     """Write the arrays of a source into a folder; yields how much is done, from 0 to 1."""
-    how = _convert_table if source.kind == "table" else _convert_arrays
+    how = {"table": _convert_table, "images": _convert_images}.get(source.kind, _convert_arrays)
     return (yield from how(source, folder))
 
 
@@ -225,6 +232,32 @@ def _convert_table(source: Origin, folder: Path) -> Generator[float, None, Conve
         "dropped": table.dropped,
         "missing": request.missing == "mean",
         "missing_cells": table.missing,
+    }
+    return record, files
+
+
+def _convert_images(source: Origin, folder: Path) -> Generator[float, None, Converted]:
+    request, images = source.request, source.images
+    assert images is not None
+    assert request.image_size is not None
+    height, width = request.image_size
+    rows = 0
+    with _Output(folder, request.name, request.name, math.inf) as output:
+        output.require_room(len(images.paths) * height * width * 3)
+        for block in read_images(images.paths, (height, width)):
+            output.add("x", block)
+            if request.targets_needed:
+                numbers = images.classes[rows : rows + len(block)]
+                output.add("y", np.array(numbers, np.int64))
+            rows += len(block)
+            yield rows / len(images.paths)
+        files = output.finish()
+    record = {
+        "x_names": ["red", "green", "blue"],
+        "y_names": ["class"] if request.targets_needed else [],
+        "class_names": list(images.names) if request.targets_needed else None,
+        "classes": output.classes,
+        "dropped": 0,
     }
     return record, files
 

@@ -35,6 +35,7 @@ def load(
     dtype: str = "float64",
     cache: bool = True,
     exclude: Sequence[str] = (),
+    image_size: tuple[int, int] | None = None,
 ) -> Dataset:
     """Read a data set, of any size, into arrays that are mapped into memory.
 
@@ -53,6 +54,9 @@ def load(
             - several such files with the same columns, or a folder of them, in the order of names;
             - a `.npz` file with the arrays `x`, `y` and perhaps `sample_weight`, rows first;
             - a `.npy` file of features; `target` and `sample_weight` then name such files, too;
+            - a folder with a folder of images for each class: PNG, JPEG, GIF (the first picture),
+              BMP. They become uint8, shape (rows, height, width, 3), in the order of classes and
+              names;
             - `"diabetes"`, built in: 442 rows, 10 features, target `progression`;
             - `"keras:mnist"` and the other arrays of `keras.datasets`; `"keras:mnist/test"` for
               their second part. Keras downloads them.
@@ -64,6 +68,8 @@ def load(
             missing numbers of features, to be filled with the mean of the training rows. An empty
             cell among texts is then a category of its own.
         dtype: of a table's features: `"float64"`, `"float32"`, `"float16"`.
+        image_size: height and width to which images are resized (bilinear); None takes those of
+            the first one.
         cache: False converts into a temporary folder, which is removed at once.
         exclude: columns that are no features, in place of naming all that are.
 
@@ -84,6 +90,7 @@ def load(
         missing=missing,
         dtype=dtype,
         exclude=tuple(exclude),
+        image_size=image_size,
     )
     return fetch(request, cache)
 

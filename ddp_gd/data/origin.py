@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ddp_gd.data.image_files import Folder, find_images, size_of
 from ddp_gd.data.request import KERAS, Request
 from ddp_gd.data.table import names_of
 from ddp_gd.errors import DataError
@@ -21,18 +22,20 @@ class Origin:
     """What a request comes down to.
 
     Attributes:
-        kind: `"table"`, `"npz"`, `"npy"` or `"keras"`.
+        kind: `"table"`, `"npz"`, `"npy"`, `"keras"` or `"images"`.
         request: with the target of a built-in data set.
         paths: the files.
         keras: of `keras.datasets`, the module and the part.
         arrays: the `.npy` files by what they hold: x, y, sample_weight.
+        images: the images of a folder; their paths are `paths`, too.
     """
 
-    kind: Literal["table", "npz", "npy", "keras"]
+    kind: Literal["table", "npz", "npy", "keras", "images"]
     request: Request
     paths: tuple[Path, ...] = ()
     keras: tuple[str, str] = ("", "")
     arrays: Mapping[str, Path] = field(default_factory=dict)
+    images: Folder | None = None
 
 
 def find(request: Request) -> Origin:
@@ -42,6 +45,14 @@ def find(request: Request) -> Origin:
         DataError: there is no such file, or an option doesn't go with it.
     """
     first = _first(request)
+    images = _image_source(request)
+    if images is not None:
+        return images
+    if request.image_size is not None:
+        raise DataError(
+            f"image_size={request.image_size!r} is for a folder of images, and {request.name} is "
+            "none: leave it out."
+        )
     if first.startswith(KERAS):
         _refuse_columns(request, first)
         name, _, part = first.removeprefix(KERAS).partition("/")
@@ -65,6 +76,33 @@ def find(request: Request) -> Origin:
         names = ", ".join(map(repr, names_of(paths[0])[:30]))
         raise DataError(f"Name the target column of {paths[0]}; its columns are {names}.")
     return Origin("npz" if suffix == ".npz" else "table", request, tuple(paths))
+
+
+def _image_source(request: Request) -> Origin | None:
+    """A folder of folders of images, one for each class; None if it is something else."""
+    folder = Path(request.source[0])
+    tables = (".csv", ".parquet")
+    if len(request.source) > 1 or not folder.is_dir():
+        return None
+    if any(path.suffix.lower() in tables for path in folder.iterdir()):
+        return None
+    found = find_images(folder)
+    if found is None:
+        return None
+    _refuse_columns(request, str(folder))
+    size = request.image_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise DataError(f"image_size={size!r} must be height and width, each 1 or more.")
+    if request.targets_needed and len(found.names) < 2:
+        raise DataError(
+            f"{folder} must hold a folder of images for each class, two at least; it has "
+            f"{', '.join(map(repr, found.names)) or 'images only'}."
+        )
+    for number, name in enumerate(found.names):
+        if request.targets_needed and number not in found.classes:
+            raise DataError(f"{folder / name} has no images: remove it, or fill it.")
+    request = dataclasses.replace(request, image_size=size or size_of(found.paths[0]))
+    return Origin("images", request, found.paths, images=found)
 
 
 def _first(request: Request) -> str:
@@ -112,8 +150,8 @@ def _files(path: Path) -> list[Path]:
         )
         if not found:
             raise DataError(
-                f"{path} is a folder without .csv or .parquet files: give the file, or the folder "
-                "that holds such files itself."
+                f"{path} is a folder without .csv or .parquet files, and without folders of "
+                "images: give the file, or the folder that holds such files itself."
             )
         return found
     if path.suffix.lower() not in _SUFFIXES:

@@ -23,6 +23,7 @@ class Request:
         missing: as in `load`.
         dtype: of a table's features.
         kinds: of some columns, where they are known.
+        image_size: height and width of images; None for those of the first one.
         targets_needed: whether there must be something to predict.
     """
 
@@ -35,6 +36,7 @@ class Request:
     missing: Literal["error", "drop", "mean"] = "error"
     dtype: str = "float64"
     kinds: tuple[tuple[str, Kind], ...] = ()
+    image_size: tuple[int, int] | None = None
     targets_needed: bool = True
 
     @property

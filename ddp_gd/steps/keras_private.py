@@ -127,6 +127,11 @@ def metric_name(model: keras.Model, variable: Any) -> str:
     return next(found, variable.path)
 
 
+def in_order(model: keras.Model, logs: dict[str, Any]) -> Any:
+    """The values of an evaluation in the order of Keras's metrics; of a single one itself."""
+    return model._flatten_metrics_in_order(logs)
+
+
 def function_settings(loss: Any) -> dict[str, Any]:
     """What a loss hands on to the function that it wraps."""
     return dict(getattr(loss, "_fn_kwargs", {}))

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -31,14 +31,12 @@ _RANK_0_CALLBACKS = tuple(
     if hasattr(keras.callbacks, name)
 )
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
-_BATCH_HOOKS = (
-    "on_batch_begin",
-    "on_batch_end",
-    "on_train_batch_begin",
-    "on_train_batch_end",
-    "on_test_batch_begin",
-    "on_test_batch_end",
-)
+# By what is made: a training may validate.
+_BATCH_HOOKS = {
+    "train": ("batch", "train_batch", "test_batch"),
+    "test": ("test_batch",),
+    "predict": ("predict_batch",),
+}
 
 
 class Hooks:
@@ -46,7 +44,8 @@ class Hooks:
 
     Attributes:
         callbacks: Keras's list; what writes files or prints is in rank 0's only.
-        every_step: whether one of them wants to be called at every step.
+        every: after so many steps one of them wants to be called, as many as `compile` was told to
+            execute at once; 0 where none does.
         own: the user's, all of them, in the order given.
     """
 
@@ -57,9 +56,10 @@ class Hooks:
         callbacks: Any,
         verbose: int | str,
         epochs: int,
-        steps: int,
-        training: bool = False,
+        steps: int | None,
+        verb: Literal["train", "test", "predict"] = "test",
     ):
+        training = verb == "train"
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         own = keras.tree.flatten(callbacks) if callbacks else []
@@ -67,8 +67,9 @@ class Hooks:
         self._at_start: list[dict[str, Any]] = [{} for _ in own]
         everywhere = [c for c in own if not isinstance(c, _RANK_0_CALLBACKS)]
         verbose = _verbosity(verbose, communicator)
+        self._lines = EpochLines()
         if verbose == 2 and training:
-            own.append(EpochLines())
+            own.append(self._lines)
         if training and (folder := settings.trace_folder()) is not None:
             own.append(Tracer(folder))
         self.callbacks = keras.callbacks.CallbackList(
@@ -83,8 +84,9 @@ class Hooks:
         self._communicator = communicator
         self._model = model
         # A callback that looks at every step may also stop the training there, on any worker.
-        self._may_stop = agree.any_worker(communicator, _has_batch_hooks(everywhere))
-        self.every_step = self._may_stop or _has_batch_hooks(self.callbacks.callbacks)
+        self._may_stop = agree.any_worker(communicator, _has_batch_hooks(everywhere, verb))
+        looks = self._may_stop or _has_batch_hooks(self.callbacks.callbacks, verb)
+        self.every = int(model.steps_per_execution) if looks else 0
 
     def attach(self, loop: Loop) -> None:
         """Show the callbacks that are instruments the loop that they are about to measure."""
@@ -128,11 +130,20 @@ class Hooks:
                 }
             )
 
-    def want_to_stop(self) -> bool:
-        """Tell, after a step, whether some worker's callback set `model.stop_training`."""
+    def want_to_stop(self, flag: str = "stop_training") -> bool:
+        """Tell, after a step, whether some worker's callback set this attribute of the model."""
         if not self._may_stop:
             return False
-        return agree.any_worker(self._communicator, self._model.stop_training)
+        return agree.any_worker(self._communicator, bool(getattr(self._model, flag)))
+
+    def deal_with_nan(self) -> bool:
+        """Tell whether some worker has a callback that sees to a loss which is no number."""
+        own = any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in self.own)
+        return agree.any_worker(self._communicator, own)
+
+    def note_steps(self, steps: int) -> None:
+        """So many steps the epoch has had that is about to end."""
+        self._lines.steps = steps
 
 
 def _attributes(callback: Any) -> dict[str, Any]:
@@ -157,13 +168,14 @@ def _is_derived(callback: Any, name: str) -> bool:
     return name == "min_delta" and hasattr(callback, "monitor_op")
 
 
-def _has_batch_hooks(callbacks: list[Any]) -> bool:
+def _has_batch_hooks(callbacks: list[Any], verb: str) -> bool:
     # Keras marks the hooks that a callback doesn't override.
     return any(
-        not keras_private.is_default(getattr(callback, hook))
+        not keras_private.is_default(getattr(callback, f"on_{kind}_{moment}"))
         for callback in callbacks
         if not _is_content_with_some(callback)
-        for hook in _BATCH_HOOKS
+        for kind in _BATCH_HOOKS[verb]
+        for moment in ("begin", "end")
     )
 
 
@@ -195,7 +207,13 @@ def _verbosity(verbose: int | str, communicator: Communicator) -> int:
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints every epoch's logs, with digits enough to compare two runs by."""
+    """Prints every epoch's logs, with digits enough to compare two runs by.
+
+    Attributes:
+        steps: of the epoch.
+    """
+
+    steps = 1
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Start the clock."""
@@ -203,7 +221,7 @@ class EpochLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Print the line."""
-        milliseconds = (time.perf_counter() - self._began) * 1000 / self.params["steps"]
+        milliseconds = (time.perf_counter() - self._began) * 1000 / max(self.steps, 1)
         # F1Score, for one, has a number for each class.
         values = [
             f"{name}: {value}" if np.ndim(value) else f"{name}: {value:.7g}"

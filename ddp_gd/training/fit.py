@@ -1,7 +1,9 @@
 """`fit`: Keras's training over global mini-batches, at any number of workers."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from typing import Any, Literal
 
 import keras
@@ -12,19 +14,20 @@ from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.training import identity, replicas, snapshot
+from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
-from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.epochs import Epochs
 from ddp_gd.training.loop import open_loop
-from ddp_gd.training.saver import Saver
+from ddp_gd.training.saving import snapshot
+from ddp_gd.training.saving.checkpoint import Checkpoint
+from ddp_gd.training.saving.saver import Saver
 
 
 def fit(
     model: keras.Model,
-    x: Any,
+    x: Any = None,
     y: Any = None,
-    batch_size: int | Literal["full"] = 32,
+    batch_size: int | Literal["full"] | None = None,
     epochs: int = 1,
     verbose: int | str = "auto",
     callbacks: list[keras.callbacks.Callback] | None = None,
@@ -34,6 +37,8 @@ def fit(
     class_weight: Mapping[int, float] | None = None,
     sample_weight: Any = None,
     initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
     validation_batch_size: int | None = None,
     validation_freq: int | Iterable[int] = 1,
     micro_batch_size: int | None = None,
@@ -41,6 +46,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     terminate_on_nan: bool = True,
     check_every: int | None = None,
+    read: Literal["rank 0", "every worker"] = "rank 0",
 ) -> keras.callbacks.History:
     """Train `model` as `model.fit` would, on all workers of the job together.
 
@@ -50,19 +56,21 @@ def fit(
     Args:
         model: compiled; any kind. Initial weights and optimizer state are rank 0's.
         x: features: an array with one row per observation, in memory or memory-mapped, or nested
-            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset` or a
-            `tf.data.Dataset` whose items are `(x, y)` or `(x, y, sample_weight)`, one global
-            mini-batch each, of any number of rows. Every worker reads every item, and they compare
-            what they have read before it is used: what is drawn at random in it must be seeded.
+            dicts, tuples and lists of such arrays. Or a `keras.utils.PyDataset`, a
+            `tf.data.Dataset`, a generator or another iterable whose items are `(x, y)` or
+            `(x, y, sample_weight)`, one global mini-batch each, of any number of rows; see `read`.
         y: targets, likewise; None where x is a data set.
         batch_size: observations averaged into one update, over all workers together; `"full"`
-            takes all rows. The items of a data set are the mini-batches as they are.
-        epochs: number of the last epoch.
+            takes all rows, as does a number above theirs. None is 32, or with `steps_per_epoch`
+            what takes all rows in so many steps. The items of a data set are the mini-batches as
+            they are.
+        epochs: number of the last epoch; `keras.config.set_max_epochs` limits it.
         verbose: 0 silent, 1 a progress bar, 2 one line an epoch, "auto" the bar on a terminal and
             lines elsewhere. Only rank 0 prints.
         callbacks: run on every worker, with the same logs everywhere; those that write files
             (ModelCheckpoint, CSVLogger, TensorBoard, BackupAndRestore, ...) on rank 0 only. One
-            with hooks for batches makes every step return to Python.
+            with hooks for batches makes every step return to Python, or every so many as
+            `compile(steps_per_execution=...)` says.
         validation_split: fraction of the rows, the last ones, kept for validation.
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set instead.
         shuffle: True for a new order every epoch, "batch" for one inside each global mini-batch.
@@ -70,6 +78,9 @@ def fit(
         class_weight: weight of each class, for a model with one output.
         sample_weight: weight of each row.
         initial_epoch: number of the first epoch, counted from 0.
+        steps_per_epoch: an epoch has so many steps, and the next one goes on where it ended; it
+            ends sooner, with a warning, where the data do. None takes all data.
+        validation_steps: likewise; each validation begins with the first one.
         validation_batch_size: rows of one step of validation; default `batch_size`.
         validation_freq: validate every so many epochs, or after these epochs, counted from 1.
         micro_batch_size: compute a share in pieces of so many rows, one after the other, so that a
@@ -79,9 +90,14 @@ def fit(
             global generator.
         checkpoint: save the training, and go on with a saved one, see `Checkpoint`.
         terminate_on_nan: stop all workers after the first step whose loss or gradient is NaN or
-            infinite; False goes on, as Keras does.
+            infinite; False goes on, as Keras does, and so does True where the callback
+            `keras.callbacks.TerminateOnNaN` sees to it.
         check_every: compare the workers' copies of the model and optimizer after every so many
             updates, too, not only after every epoch.
+        read: `"rank 0"`: of a data set each mini-batch is read by one worker, which hands the
+            others their shares: those of a PyDataset by all in turn, others by rank 0. `"every
+            worker"`: all read all of it, and compare what they have read before it is used; then
+            what is drawn at random in it must be seeded.
 
     Returns:
         Keras's History, the same on every worker.
@@ -99,15 +115,18 @@ def fit(
     if saved is not None and seed is None:
         seed = saved.seed
 
+    steps = sources.steps_of(model, "steps_per_epoch", steps_per_epoch)
+    epochs = _limited(epochs)
     train, validate = sources.split(x, y, sample_weight, validation_split, validation_data)
     source = sources.for_training(
-        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed
+        communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps, read
     )
     validation_source = None
     if validate is not None:
         _require_frequency(validation_freq)
+        steps = sources.steps_of(model, "validation_steps", validation_steps)
         validation_source = sources.for_validation(
-            communicator, validate, validation_batch_size, micro_batch_size, source
+            communicator, validate, validation_batch_size, micro_batch_size, source, steps, read
         )
 
     settings: dict[str, Any] = {
@@ -115,7 +134,6 @@ def fit(
         "initial_epoch": initial_epoch,
         "check_every": check_every,
         "terminate_on_nan": bool(terminate_on_nan),
-        "plan": source.plan,
         **_class_weight_facts(class_weight),
         **_validation_facts(validation_source, validation_freq),
     }
@@ -128,20 +146,22 @@ def fit(
             where = f"the newest checkpoint in {checkpoint.directory}"
             sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
 
-    hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.plan.steps, training=True)
+    hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
+    stop_on_nan = terminate_on_nan and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
-    loop = open_loop(communicator, model, source, terminate_on_nan, training=True)
+    loop = open_loop(communicator, model, source, stop_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
         validation_loop = open_loop(
-            communicator, model, validation_source, terminate_on_nan, training=False
+            communicator, model, validation_source, stop_on_nan, training=False
         )
     hooks.attach(loop)
+    source.marks = checkpoint is not None
     saver = None
     if checkpoint is not None and communicator.rank == 0:
-        saver = Saver(checkpoint, model, hooks, facts, source.plan, terminate_on_nan)
+        saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
 
-    with Interrupts(active=checkpoint is not None) as interrupts:
+    with Interrupts(active=checkpoint is not None) as interrupts, closing(source):
         Epochs(
             communicator=communicator,
             model=model,
@@ -154,7 +174,9 @@ def fit(
             interrupts=interrupts,
             save_every=checkpoint.every_steps if checkpoint else None,
             check_every=check_every,
+            any_order=checkpoint is not None and checkpoint.resume == "new order",
         ).run(initial_epoch, epochs)
+    communicator.barrier()  # what rank 0's callbacks wrote is there for the others
     return model.history
 
 
@@ -168,6 +190,15 @@ def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoin
         raise ConfigError(f"check_every={check_every!r} must be a whole number above 0.")
     if not isinstance(checkpoint, (Checkpoint, type(None))):
         raise ConfigError(f"checkpoint={checkpoint!r} must be a ddp_gd.Checkpoint.")
+
+
+def _limited(epochs: int) -> int:
+    """No more of them than `keras.config.set_max_epochs` allows."""
+    most = keras.config.max_epochs()
+    if most and most < epochs:
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        return most
+    return epochs
 
 
 def _require_frequency(validation_freq: Any) -> None:
@@ -190,5 +221,4 @@ def _validation_facts(source: Source | None, frequency: Any) -> dict[str, Any]:
     if source is None:
         return {}
     facts = {f"validation {name}": fact for name, fact in source.describe().items()}
-    sizes = {"validation_batch_size": source.plan.batch_size, "validation_freq": frequency}
-    return sizes | facts
+    return {"validation_freq": frequency} | facts

@@ -7,14 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ddp_gd.batching.plan import Plan, Shares
-from ddp_gd.batching.source import Source
+from ddp_gd.batching.source import Rows, Source
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
 from ddp_gd.steps.step import Steps
-
-Tensor = Any
 
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
@@ -30,6 +27,7 @@ class Loop:
         communicator: the workers.
 
     Attributes:
+        source: the rows of each step.
         seconds_running: how long `run` has been in TensorFlow, collectives included.
         seconds_waiting: how long it has waited for rows.
         logs: what the last step returned, if that is not the model's metrics.
@@ -37,11 +35,12 @@ class Loop:
 
     def __init__(self, steps: Steps, source: Source, communicator: Communicator):
         self.steps = steps
-        self._source = source
+        self.source = source
         self._communicator = communicator
-        self._reading: Callable[[], tuple[Shares, list[Tensor]]] | None = None
-        self._epoch = 0
+        self._rows: Rows | None = None
         self._what = ""
+        self._before = 0
+        self._every = 0
         self._pauses: list[int] = []
         self._steps_per_call = 1
         self._measured = False
@@ -50,24 +49,20 @@ class Loop:
         self.logs: dict[str, Any] = {}
 
     @property
-    def plan(self) -> Plan:
-        """Which rows make up each step."""
-        return self._source.plan
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of one epoch."""
-        return self._source.plan.steps
+    def steps_per_epoch(self) -> int | None:
+        """Steps of the epoch that was begun last, or of the first; None where nobody knows."""
+        return self.source.steps
 
     def reset(self, epochs: int = 0) -> None:
         """Call it before the first epoch, with the number of those that a checkpoint spares."""
-        self._source.reset(epochs)
+        self.source.reset(epochs)
 
     def calls(
         self,
         epoch: int,
-        every_step: bool = False,
+        every: int = 0,
         first: int = 0,
+        before: int = 0,
         pauses: Iterable[int] = (),
         what: str = "",
     ) -> Iterator[tuple[int, int]]:
@@ -77,29 +72,35 @@ class Loop:
 
         Args:
             epoch: counted from 0.
-            every_step: one step each, for callbacks that want to see them.
+            every: end a run after every so many steps of the epoch, for callbacks that want to see
+                them; 0 where none does.
             first: the step to begin with.
-            pauses: end a run after every so many steps, counted from the first epoch on.
+            before: updates made before this epoch.
+            pauses: end a run after every so many updates, those before included.
             what: the epoch in words, for messages; by default its number, counted from 1.
+
+        Raises:
+            DataError, MismatchError: what an item of a data set can cause, before it is used.
         """
-        self._epoch = epoch
         self._what = what or f"epoch {epoch + 1}"
-        self._source.begin_epoch(epoch, first)
-        self._pauses = [1] if every_step else list(pauses)
-        first, stop = self._call_from(first)
-        if first == stop:
-            return
-        reading = self._source.start_reading(first, stop)
-        while first < stop:
-            self._reading, following = reading, self._call_from(stop)
-            if stop < self.steps_per_epoch:
-                reading = self._source.start_reading(*following)
+        self._before, self._every, self._pauses = before, every, list(pauses)
+        self.source.begin_epoch(epoch, first)
+        reading = self._start_reading(first)
+        while reading is not None:
+            self._communicator.attendance.where = f"step {first + 1} of {self._what}"
+            began = time.perf_counter()
+            self._rows = reading()
+            self.seconds_waiting += time.perf_counter() - began
+            if self._rows is None:
+                return
+            stop = first + len(self._rows.shares.batch_rows)
+            reading = self._start_reading(stop)
             yield first, stop
-            first, stop = following
+            first = stop
 
     def end_epoch(self) -> None:
         """Call it after the last call of `run` of an epoch."""
-        self._source.end_epoch()
+        self.source.end_epoch()
 
     def run(self, first: int, stop: int, ask_to_stop: bool = False) -> tuple[int, bool]:
         """Make the steps `first` to `stop - 1`, those that `calls` gave last.
@@ -116,15 +117,12 @@ class Loop:
         Raises:
             NumericsError: on every worker, after the first step whose loss or gradient is not
                 finite.
-            DataError, MismatchError: what an item of a data set can cause, before it is used.
         """
-        assert self._reading is not None
+        assert self._rows is not None
+        (shares, rows), self._rows = self._rows, None
         attendance = self._communicator.attendance
         which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
         attendance.where = f"{which} of {self._what}"
-        began = time.perf_counter()
-        shares, rows = self._reading()
-        self.seconds_waiting += time.perf_counter() - began
         if ask_to_stop:
             self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
@@ -141,14 +139,19 @@ class Loop:
         self._pace(stop - first, seconds)
         return first + int(result.steps), bool(result.stop)
 
-    def _call_from(self, first: int) -> tuple[int, int]:
-        """The steps of the call that begins with step `first`; none after the last one."""
-        steps = self.steps_per_epoch
-        stop = min(first + self._steps_per_call, steps)
-        made = self._epoch * steps + first
+    def _start_reading(self, first: int) -> Callable[[], Rows | None] | None:
+        """Begin to read the rows of the call that begins with step `first`, if there is one."""
+        stop = first + self._steps_per_call
+        if self.source.steps is not None:
+            stop = min(stop, self.source.steps)
+        if self._every:
+            stop = min(stop, first + self._every - first % self._every)
+        made = self._before + first
         for every in self._pauses:
             stop = min(stop, first + every - made % every)
-        return first, self._source.stop_of_call(first, stop, self.steps.same_graph)
+        if first >= stop:
+            return None
+        return self.source.start_reading(first, stop, self.steps.same_graph)
 
     def _pace(self, steps: int, seconds: float) -> None:
         """Choose how many steps the next call makes.
@@ -165,16 +168,16 @@ class Loop:
         self._steps_per_call = max(1, min(wanted, most))
 
     def _report(self, step: int, batch_rows: int, share_finite: bool) -> None:
-        self._source.end_epoch()
+        self.source.end_epoch()
         finite = self._communicator.allgather(tf.constant([share_finite], tf.int64)).numpy()
         blame = ", ".join(
-            f"rank {rank} (its rows: {self._source.where(step, batch_rows, rank)})"
+            f"rank {rank} (its rows: {self.source.where(step, batch_rows, rank)})"
             for rank in range(self._communicator.size)
             if not finite[rank]
         )
         raise NumericsError(
-            f"The loss or its gradient is NaN or infinite in {self._what}, step {step + 1} of "
-            f"{self.steps_per_epoch}, on "
+            f"The loss or its gradient is NaN or infinite in {self._what}, step {step + 1}"
+            f"{'' if self.source.steps is None else f' of {self.source.steps}'}, on "
             f"{blame or 'no single worker: only the sum is'}. "
             "Every worker stopped after this step. Look for NaN or very large values in those "
             "rows, lower the learning rate, or clip the gradient (global_clipnorm)."
@@ -205,14 +208,13 @@ def open_loop(
         ModelError: the model can't be trained like this.
     """
     bitwise = runtime.is_bitwise()
-    plan, size = source.plan, communicator.size
     steps = Steps(
         model,
         communicator,
         source.signature,
         source.sample(),
-        micro_batch_size=plan.micro_batch_size,
-        empty_shares=plan.has_empty_shares(size),
+        micro_batch_size=source.micro_batch_size,
+        empty_shares=source.has_empty_shares(communicator.size),
         training=training,
         bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
         stop_on_nan=stop_on_nan,

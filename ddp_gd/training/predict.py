@@ -1,30 +1,35 @@
 """`predict`: the model's outputs for many rows, computed by all workers together."""
 
-import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import sys
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ddp_gd.batching.arrays import Arrays, Signature
-from ddp_gd.batching.items import Items, digest, is_dataset, open_items
-from ddp_gd.batching.plan import Plan, block
-from ddp_gd.batching.sources import refuse_beside_items
+from ddp_gd.batching import sources
+from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import MismatchError, ModelError
+from ddp_gd.errors import ModelError
 from ddp_gd.job import bitwise, runtime
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
+from ddp_gd.training.epochs import BatchHooks
+from ddp_gd.training.inputs import open_inputs
 
 _BYTES_PER_EXCHANGE = 2**28
 
 
-def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str = "auto") -> Any:
+def predict(
+    model: keras.Model,
+    x: Any,
+    batch_size: int | None = None,
+    verbose: int | str = "auto",
+    steps: int | None = None,
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    read: Literal["rank 0", "every worker"] = "rank 0",
+) -> Any:
     """Compute the outputs of `model` as `model.predict` would, on all workers of the job together.
 
     Every worker calls it with the same arguments. Each takes consecutive mini-batches and computes
@@ -34,9 +39,14 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
         model: built or not, compiled or not; its weights are rank 0's.
         x: features: arrays in memory or memory-mapped, nested dicts, tuples and lists of them, a
             `keras.utils.PyDataset`, of which each worker reads its own items only, or a
-            `tf.data.Dataset`, which each worker reads from its beginning to its end.
-        batch_size: rows of a mini-batch. The items of a data set are mini-batches already.
+            `tf.data.Dataset`, a generator or another iterable, read by rank 0.
+        batch_size: rows of a mini-batch; None is 32. The items of a data set are mini-batches
+            already.
         verbose: as in `fit`; a bar shows rank 0's own part.
+        steps: compute so many mini-batches only; None computes all.
+        callbacks: as in `fit`. Each worker's see the mini-batches that it computes, counted from 0.
+            One may set `model.stop_predicting`: what comes after that mini-batch is left out.
+        read: `"every worker"` lets all read all that can only be read in order, as in `fit`.
 
     Returns:
         The outputs for all rows, in their order, on every worker: an array, or what the model
@@ -48,106 +58,87 @@ def predict(model: keras.Model, x: Any, batch_size: int = 32, verbose: int | str
         MismatchError: another worker was called with something else, or read something else.
     """
     communicator = runtime.communicator()
-    batches = _batches(x, batch_size)
+    wanted = sources.steps_of(model, "steps", steps)
+    inputs = open_inputs(communicator, x, batch_size, wanted, read)
     if runtime.is_bitwise():
         bitwise.require_preconditions()
     if communicator.size > 1:
-        agree.require_same_facts(communicator, batches.facts)
-    forward = _forward(model, batches.signature)  # builds the model
+        agree.require_same_facts(communicator, inputs.facts)
+    forward = _forward(model, inputs.signature)  # builds the model
     if communicator.size > 1:
         agree.require_same_facts(communicator, identity.model_facts(model))
     replicas.synchronize(communicator, model, with_optimizer=False)
 
-    first, stop = block(batches.count, communicator.size, communicator.rank)
-    hooks = Hooks(communicator, model, None, verbose, epochs=1, steps=stop - first)
-    hooks.callbacks.on_predict_begin()
+    hooks = Hooks(communicator, model, callbacks, verbose, 1, inputs.steps, "predict")
+    looks = agree.any_worker(communicator, hooks.every > 0)
+    computed = _Computed(model, forward, hooks)
     communicator.attendance.where = "a prediction"
-    outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.structured_outputs)]
-    digests = []
-    batches.begin()
-    # What every worker has to read, in one order, is compared to the end.
-    numbers = range(batches.count) if batches.in_order else range(first, stop)
-    for number, leaves in zip(numbers, _read_ahead(batches, numbers), strict=True):
-        if batches.in_order and communicator.size > 1:
-            digests.append(digest(leaves))
-        if not first <= number < stop:
-            continue
-        hooks.callbacks.on_predict_batch_begin(number - first)
-        with tf.device("/cpu:0"):
-            rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
-        result = forward(rows)
-        for of_leaf, value in zip(outputs, tf.nest.flatten(result), strict=True):
-            of_leaf.append(value.numpy())
-        hooks.callbacks.on_predict_batch_end(number - first, {"outputs": result})
-    batches.end()
-    if digests:
-        _require_same(communicator, batches, digests)
-    hooks.callbacks.on_predict_end()
-    joined = _join(communicator, outputs, batches.count)
+    numbers: list[int] = []
+    for number, leaves in inputs.own(lambda: looks and computed.stopped):
+        if not computed.stopped:
+            computed.add(leaves)
+            numbers.append(number)
+    computed.end()
+    if looks:  # one that stopped leaves out what the others have after it
+        ends = [numbers[-1] + 1 if computed.stopped else sys.maxsize]
+        end = min(end for (end,) in agree.gather_json(communicator, ends))
+        numbers = [number for number in numbers if number < end]
+        computed.cut(len(numbers))
+    joined = _join(communicator, computed.outputs, numbers)
     return tf.nest.pack_sequence_as(forward.structured_outputs, joined)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-    """The mini-batches to compute.
+class _Computed:
+    """The mini-batches that this worker computes, one after the other.
 
     Attributes:
-        count: how many there are.
-        signature: of their rows.
-        facts: what must be the same on every worker.
-        read: returns the rows of a mini-batch.
-        in_order: whether they can only be read one after the other.
-        threads: how many may be read at once.
-        ahead: how many may be read before they are wanted.
-        begin: to be called before the first one is read.
-        end: and after the last one.
-        name: names one for a message.
+        outputs: of each place in the model's outputs, those of each mini-batch.
+        stopped: whether a callback wanted no more.
     """
 
-    count: int
-    signature: Signature
-    facts: dict[str, str]
-    read: Callable[[int], list[np.ndarray]]
-    in_order: bool = False
-    threads: int = 1
-    ahead: int = 1
-    begin: Callable[[], None] = lambda: None
-    end: Callable[[], None] = lambda: None
-    name: Callable[[int], str] = str
+    def __init__(self, model: keras.Model, forward: Any, hooks: Hooks):
+        self._model, self._forward, self._hooks = model, forward, hooks
+        self.outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.outputs)]
+        self.stopped = model.stop_predicting = False
+        self._batches = BatchHooks(
+            hooks.every,
+            hooks.callbacks.on_predict_batch_begin,
+            hooks.callbacks.on_predict_batch_end,
+        )
+        hooks.callbacks.on_predict_begin()
 
+    def __len__(self) -> int:
+        return len(self.outputs[0])
 
-def _batches(x: Any, batch_size: int) -> _Inputs:
-    if is_dataset(x):
-        refuse_beside_items(x, None, None, batch_size)
-        return _of_items(open_items(x))
-    arrays = Arrays(x)
-    plan = Plan(arrays.rows, batch_size)
+    def add(self, leaves: list[np.ndarray]) -> None:
+        """Compute one."""
+        self._batches.begin(len(self))
+        with tf.device("/cpu:0"):
+            rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
+        result = self._forward(rows)
+        for of_leaf, value in zip(self.outputs, tf.nest.flatten(result), strict=True):
+            of_leaf.append(value.numpy())
+        if self._batches.end(len(self), self._logs()):
+            self.stopped = bool(self._model.stop_predicting)
 
-    def read(number: int) -> list[np.ndarray]:
-        start = number * batch_size
-        return arrays.take(np.arange(start, start + plan.step_rows(number)))
+    def end(self) -> None:
+        """There are no more."""
+        self._batches.finish()
+        self._hooks.callbacks.on_predict_end()
 
-    facts = {"batch_size": str(batch_size), **arrays.describe()}
-    return _Inputs(plan.steps, arrays.signature, facts, read)
+    def cut(self, count: int) -> None:
+        """Keep the first ones only."""
+        self.outputs = [of_leaf[:count] for of_leaf in self.outputs]
 
-
-def _of_items(items: Items) -> _Inputs:
-    def read(number: int) -> list[np.ndarray]:
-        arrays = items.item(number)
-        return arrays.take(np.arange(arrays.rows))
-
-    return _Inputs(
-        items.count,
-        items.signature,
-        items.describe(),
-        read,
-        in_order=not items.shuffled,
-        threads=items.threads,
-        ahead=items.ahead,
-        begin=lambda: items.begin_epoch(0),
-        end=items.end_epoch,
-        name=items.name,
-    )
+    def _logs(self) -> dict[str, Any]:
+        """The outputs of the mini-batches that hooks see as one."""
+        if not self._hooks.every:
+            return {}
+        first = (len(self) - 1) // self._hooks.every * self._hooks.every
+        joined = [
+            np.concatenate(list(map(np.atleast_1d, of_leaf[first:]))) for of_leaf in self.outputs
+        ]
+        return {"outputs": tf.nest.pack_sequence_as(self._forward.structured_outputs, joined)}
 
 
 def _forward(model: keras.Model, signature: Signature) -> Any:
@@ -172,47 +163,21 @@ def _forward(model: keras.Model, signature: Signature) -> Any:
     return traced
 
 
-def _read_ahead(batches: _Inputs, numbers: Iterable[int]) -> Iterator[list[np.ndarray]]:
-    """Read the mini-batches in threads of their own, some of them before they are wanted."""
-    readers = ThreadPoolExecutor(batches.threads, thread_name_prefix="ddp_gd_reader")
-    reading: deque[Future[list[np.ndarray]]] = deque()
-    try:
-        for number in numbers:
-            reading.append(readers.submit(batches.read, number))
-            if len(reading) > batches.ahead:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
-    finally:
-        readers.shutdown(cancel_futures=True)
+def _join(
+    communicator: Communicator, outputs: list[list[np.ndarray]], numbers: list[int]
+) -> list[Any]:
+    """Every worker's outputs, one array for each place in the model's outputs. Collective.
 
-
-def _require_same(communicator: Communicator, batches: _Inputs, digests: list[bytes]) -> None:
-    """Refuse outputs of which nobody knows which rows they belong to. Collective.
-
-    Raises:
-        MismatchError: on every worker, where they have not read the same mini-batches.
+    Args:
+        communicator: the workers.
+        outputs: this one's, of each place those of each of its mini-batches.
+        numbers: of these mini-batches.
     """
-    own = np.frombuffer(b"".join(digests), np.uint8).reshape(1, len(digests), -1)
-    found = communicator.allgather(tf.constant(own)).numpy()  # (workers, mini-batches, 32)
-    different = (found != found[0]).any(axis=2)
-    if not different.any():
-        return
-    number = int(different.any(axis=0).argmax())
-    ranks = ", ".join(map(str, np.flatnonzero(different[:, number])))
-    raise MismatchError(
-        f"The workers read different mini-batches as {batches.name(number)}: rank {ranks} did not "
-        "read what rank 0 read, so its outputs would belong to other rows. Let every worker read "
-        "the same: leave out Dataset.shuffle, or give it a seed."
-    )
-
-
-def _join(communicator: Communicator, outputs: list[list[np.ndarray]], count: int) -> list[Any]:
-    """Every worker's outputs, one array for each place in the model's outputs. Collective."""
     mine: list[dict[str, Any]] = []
     for of_leaf in outputs:
         kinds = {(v.dtype.name, v.shape[1:], v.ndim) for v in of_leaf}
-        mine.append({"kinds": sorted(kinds), "rows": sum(len(np.atleast_1d(v)) for v in of_leaf)})
+        rows = [len(np.atleast_1d(v)) for v in of_leaf]
+        mine.append({"kinds": sorted(kinds), "rows": rows, "numbers": numbers})
     everyone = agree.gather_json(communicator, mine) if communicator.size > 1 else [mine]
     joined = []
     for place, of_leaf in enumerate(outputs):
@@ -224,14 +189,25 @@ def _join(communicator: Communicator, outputs: list[list[np.ndarray]], count: in
                 "mini-batches. Let it have one shape: pad the rows of x to the same length."
             )
         ((name, shape, ndim),) = found.values()
-        rows = [theirs[place]["rows"] for theirs in everyone]
+        rows = [sum(theirs[place]["rows"]) for theirs in everyone]
         empty = np.empty((0, *shape), tf.as_dtype(name).as_numpy_dtype)
         own = np.concatenate([empty, *map(np.atleast_1d, of_leaf)])
         of_leaf.clear()
         whole = own if communicator.size == 1 else _gather(communicator, own, rows)
+        found_numbers = [number for theirs in everyone for number in theirs[place]["numbers"]]
+        lengths = [length for theirs in everyone for length in theirs[place]["rows"]]
+        if found_numbers != sorted(found_numbers):
+            whole = whole[_in_order(found_numbers, lengths)]
         # Keras gives one number of each mini-batch as an array, but of a single one as it is.
-        joined.append(whole[0] if ndim == 0 and count == 1 else whole)
+        joined.append(whole[0] if ndim == 0 and len(found_numbers) == 1 else whole)
     return joined
+
+
+def _in_order(numbers: list[int], lengths: list[int]) -> np.ndarray:
+    """Where the rows of the mini-batches stand, in the order of the mini-batches' numbers."""
+    begins = np.cumsum([0, *lengths])
+    pieces = [np.arange(begins[i], begins[i + 1]) for i in np.argsort(numbers)]
+    return np.concatenate(pieces)
 
 
 def _gather(communicator: Communicator, own: np.ndarray, rows: list[int]) -> np.ndarray:

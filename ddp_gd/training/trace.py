@@ -39,7 +39,7 @@ class Tracer(Instrument):
         steps = loop.steps
         self._start = {
             "bitwise": runtime.is_bitwise(),
-            "micro_batch_size": loop.plan.micro_batch_size,
+            "micro_batch_size": loop.source.micro_batch_size,
             "facts": bitwise.facts(),
             "constant_seeds": graph.constant_seeds(steps.traced),
         }

@@ -6,8 +6,10 @@ Prints `conforms` on rank 0; the first wrong value raises.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -121,6 +123,33 @@ def alltoall_delivers_each_slice(comm: Communicator) -> None:
             )
     nothing = comm.alltoall(tf.zeros([0, 2]), tf.zeros([n], tf.int32))
     same(nothing, np.zeros([0, 2]))
+
+
+def another_thread_exchanges_beside(comm: Communicator) -> None:
+    """What another thread exchanges meanwhile arrives, and neither waits for the other."""
+    beside = comm.beside()
+    assert beside is not None
+    assert (beside.rank, beside.size) == (comm.rank, comm.size)
+    n, r = comm.size, comm.rank
+    together = threading.Event()
+    found: list[Any] = []
+
+    def exchange() -> None:
+        if r % 2:  # while the others are in it already, and in the one below
+            together.wait(60)
+        for number in range(3):
+            splits = [number + rank for rank in range(n)]
+            arrived = beside.alltoall(tf.fill([sum(splits)], r), tf.constant(splits))
+            found.append(arrived.numpy().tolist())
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    for _ in range(3):
+        same(comm.allreduce_sum([tf.ones([])])[0], float(n))
+        same(comm.allgather(tf.fill([1], r)), list(range(n)))
+    together.set()
+    thread.join(60)
+    assert found == [[s for s in range(n) for _ in range(i + r)] for i in range(3)]
 
 
 def broadcast_gives_rank_0s(comm: Communicator) -> None:
@@ -286,6 +315,7 @@ def main(backend: str, size: int) -> None:
         large_tensors_travel_beside_small_ones,
         allgather_keeps_the_order_of_ranks,
         alltoall_delivers_each_slice,
+        another_thread_exchanges_beside,
         broadcast_gives_rank_0s,
         loops_may_hold_several_collectives,
         graphs_that_differ_between_workers_still_meet,

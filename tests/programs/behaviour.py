@@ -106,7 +106,7 @@ def evaluation(_: Path) -> None:
     metrics = ["mae", keras.metrics.RootMeanSquaredError(), keras.metrics.R2Score()]
     model = network(metrics=metrics)
     for batch_size in (1, 5, 100):
-        actual = ddp_gd.evaluate(model, X, Y, batch_size, WEIGHTS, verbose=0)
+        actual = ddp_gd.evaluate(model, X, Y, batch_size, 0, WEIGHTS)
         wanted = model.evaluate(X, Y, batch_size, 0, WEIGHTS, return_dict=True)
         assert list(wanted) == list(actual)
         np.testing.assert_allclose(list(actual.values()), list(wanted.values()), rtol=1e-5)

@@ -26,6 +26,7 @@ import ddp_gd
 from ddp_gd.training import predict as predict_module
 
 FIT = {"shuffle": False, "verbose": 0}
+EVERY = {"read": "every worker"}
 
 
 def network(*extra: Any) -> keras.Model:
@@ -76,21 +77,25 @@ def mismatches() -> None:
             model = network()
             texts = [f"different mini-batches for step {step} of epoch 1", f" {step - 1} of the "]
             with raises(ddp_gd.MismatchError, *texts, *quoted):
-                ddp_gd.fit(model, make(items), **FIT)
+                ddp_gd.fit(model, make(items), **FIT, **EVERY)
             assert int(model.optimizer.iterations) == step - 1
     with raises(ddp_gd.MismatchError, "step 2 of an evaluation", "item 1 of the PyDataset"):
-        ddp_gd.evaluate(network(), Listed(steps), verbose=0)
+        ddp_gd.evaluate(network(), Listed(steps), verbose=0, **EVERY)
     with raises(ddp_gd.MismatchError, "item 2", "rank 1 read no mini-batch", "y: 2"):
-        ddp_gd.fit(network(), Listed(broken), **FIT)
+        ddp_gd.fit(network(), Listed(broken), **FIT, **EVERY)
     with raises(ddp_gd.DataError, "item 2 of the PyDataset", "y: 2"):  # the same on every worker
+        ddp_gd.fit(network(), Listed([*ITEMS[:2], (X[:3], Y[:2], None)]), **FIT, **EVERY)
+    with raises(ddp_gd.DataError, "item 2 of the PyDataset", "y: 2"):  # read by one of them
         ddp_gd.fit(network(), Listed([*ITEMS[:2], (X[:3], Y[:2], None)]), **FIT)
-    with raises(ddp_gd.MismatchError, "data: rank 0 has ", "2 items", "rank 1"):
+    with raises(ddp_gd.MismatchError, "data: rank 0 has ", "2 mini-batches", "rank 1"):
         ddp_gd.fit(network(), Listed(ITEMS[: 3 - odd]), **FIT)
+    with raises(ddp_gd.MismatchError, "x: rank 0 has 'PyDataset'", "rank 1 'arrays'"):
+        ddp_gd.fit(network(), *((X, Y) if odd else (Listed(),)), **FIT)
     unseeded = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(13, seed=ddp_gd.rank()).batch(4)
     with raises(ddp_gd.MismatchError, "step 1 of epoch 1", "Dataset.shuffle(seed="):
-        ddp_gd.fit(network(), unseeded, verbose=0)
+        ddp_gd.fit(network(), unseeded, verbose=0, **EVERY)
     with raises(ddp_gd.MismatchError, "element 0", "Dataset.shuffle"):
-        ddp_gd.predict(network(), unseeded.map(lambda x, _: x), verbose=0)
+        ddp_gd.predict(network(), unseeded.map(lambda x, _: x), verbose=0, **EVERY)
     with raises(ddp_gd.MismatchError, "batch_size: rank 0 has '4'", "rank 1 '5'"):
         ddp_gd.predict(network(), X, 4 + odd, verbose=0)
 

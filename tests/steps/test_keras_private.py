@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -102,6 +103,8 @@ def trackers() -> None:
     assert tracker.name == "loss"
     assert tracker in model.metrics
     assert [metric.name for metric in of_outputs] == ["a_loss", "b_loss"]
+    assert keras_private.in_order(model, {"b_loss": 2, "loss": 1, "a_loss": 3}) == [1, 3, 2]
+    assert keras_private.in_order(model, {"loss": 1}) == 1
 
 
 def functions() -> None:
@@ -111,9 +114,41 @@ def functions() -> None:
 
 
 def parts_of_the_step() -> None:
-    """What may be overridden beside the public parts of a step is there."""
-    for name in keras_private.PARTS_OF_THE_STEP:
-        assert callable(getattr(keras.Model, name))
+    """Whatever part of Keras's step a model overrides is named, and nothing where it doesn't."""
+    for training in (True, False):
+        assert keras_private.overrides(_model(), training) is None
+    for name in ("train_step", "make_train_function", "_compute_loss", "compute_metrics"):
+        model = _model()
+        setattr(model, name, lambda *_: None)
+        assert keras_private.overrides(model, training=True) == name
+    assert keras_private.overrides(_with("test_step"), training=True) is None
+    assert keras_private.overrides(_with("test_step"), training=False) == "test_step"
+
+
+def _with(name: str) -> keras.Model:
+    model = _model()
+    setattr(model, name, lambda *_: None)
+    return model
+
+
+def own_steps() -> None:
+    """A step sees other gradients, a compiled loss and the rows of metrics that are put there."""
+    model = _model()
+    x, y = tf.ones([4, 3]), tf.ones([4, 2])
+    with keras_private.replaced_gradients(lambda ask, t, s, og: [ask([x], og)[0] + 1]):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(x)
+        np.testing.assert_array_equal(tape.gradient(loss, [x])[0], np.full([4, 3], 2))
+    with keras_private.noted_results() as seen:
+        metric = keras.metrics.Mean()
+        result = metric.result()
+    assert seen[id(result)] == (result, metric)
+    with keras_private.compiled_loss_is(model, lambda y, p, w: tf.constant(7.0)):
+        assert float(model.compute_loss(y=y, y_pred=model(x))) >= 7
+    with keras_private.compiled_metrics_see(model, lambda t: None if t is None else t[:1]):
+        model.compute_metrics(x, y, model(x))
+    assert float(model.metrics[1].metrics[0].count) == 1
 
 
 def gradients() -> None:
@@ -213,6 +248,7 @@ def graphs() -> None:
         trackers,
         functions,
         parts_of_the_step,
+        own_steps,
         gradients,
         operations,
         statistics,

@@ -74,8 +74,9 @@ def test_calls_take_a_third_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None
 def test_callbacks_of_batches_and_pauses_end_a_call() -> None:
     """A call makes one step for the first, and goes no further than a pause."""
     made = make(Steps(), 20)
-    assert lengths(made, 0, every_step=True) == [1] * 20
-    ends = np.cumsum(lengths(made, 1, pauses=[6, 15]))
+    assert lengths(made, 0, every=1) == [1] * 20
+    assert max(lengths(made, 0, every=3)) == 3
+    ends = np.cumsum(lengths(made, 1, before=20, pauses=[6, 15]))
     # Counted from the first epoch on: updates 24, 30 and 36 of 20 to 40.
     assert {4, 10, 16, 20} <= set(ends.tolist())
 

@@ -59,7 +59,7 @@ def test_data_sets_are_predicted_as_in_keras() -> None:
         np.testing.assert_array_equal(_same(model, make(), make()), _same(model, X))
     dataset = Listed(alone)
     ddp_gd.predict(model, dataset, verbose=0)
-    assert dataset.calls[1:] == ["begin", 0, 1, 2, "end"]
+    assert dataset.calls[2:] == ["begin", 0, 1, 2, "end"]
 
 
 def test_inputs_and_outputs_of_any_structure() -> None:
@@ -130,9 +130,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], list[str]]] = {
     "batch_items": (Listed(), {"batch_size": 5}, CONFIG, ["batch_size=5", "PyDataset"]),
     "verbose": (X, {"verbose": 5}, CONFIG, ["verbose=5"]),
     "nothing": (None, {}, DATA, ["x is None"]),
-    "generator": (iter(ITEMS), {}, DATA, ["'list_iterator'", "PyDataset"]),
+    "empty": (iter([]), {}, DATA, ["generator has no items"]),
     "item": (Listed([ITEMS[0], (X[:, :3],)]), {}, DATA, ["item 1 of the PyDataset", "unlike"]),
-    "endless": (elements().repeat(), {}, DATA, [".take(n)"]),
+    "endless": (elements().repeat(), {}, DATA, [".repeat()", "steps"]),
 }
 
 

@@ -23,8 +23,8 @@ from ddp_gd.reporting.records import PARTS
 from ddp_gd.reporting.times import Times
 from ddp_gd.training import epochs as training_epochs
 from ddp_gd.training import identity
-from ddp_gd.training.checkpoint_files import Folder, parse
-from ddp_gd.training.snapshot import Position, Snapshot
+from ddp_gd.training.saving.checkpoint_files import Folder, parse
+from ddp_gd.training.saving.snapshot import Position, Snapshot
 from tests.faults import kills
 
 # Keras's own code, with NumPy 2.
@@ -364,7 +364,7 @@ def test_another_training_is_refused(options: dict, quoted: str, tmp_path: Path)
 def test_the_same_model_is_known_again(name: str) -> None:
     """Built a second time in a process it has other automatic names, and other seeds."""
     snapshots = [
-        Snapshot(Position(1, 0), 7, False, identity.model_facts(model), {}, {}, {}, [], {})
+        Snapshot(Position(1, 0, 0), 7, False, identity.model_facts(model), {}, {}, {}, [], {})
         for model in (CASES[name]().model, CASES[name]().model)
     ]
     assert any(fact.startswith("layer ") for fact in snapshots[0].facts)
@@ -380,7 +380,7 @@ def test_another_wiring_is_refused() -> None:
         y = second(first(x) if repeated else x)
         return identity.model_facts(keras.Model(x, first(x) + keras.ops.clip(y, 0, most)))
 
-    snapshot = Snapshot(Position(1, 0), 7, False, facts(), {}, {}, {}, [], {})
+    snapshot = Snapshot(Position(1, 0, 0), 7, False, facts(), {}, {}, {}, [], {})
     snapshot.require_same(facts())
     with pytest.raises(MismatchError, match="x_max: the checkpoint has '1', this training '2'"):
         snapshot.require_same(facts(most=2))
@@ -397,7 +397,7 @@ def test_another_machine_is_told(tmp_path: Path) -> None:
         elsewhere.setattr(bitwise, "facts", lambda: other)
         with pytest.warns(UserWarning, match=r"processor: the checkpoint has .*'another one'"):
             train(tmp_path, epochs=2)
-    snapshot = Snapshot(Position(1, 0), 7, False, {"model": "A", **facts}, facts, {}, {}, [], {})
+    snapshot = Snapshot(Position(1, 0, 0), 7, False, {"model": "A", **facts}, facts, {}, {}, [], {})
     with pytest.raises(MismatchError, match=r"processor: the checkpoint has .*'another one'"):
         snapshot.require_same({"model": "A", **other})
 

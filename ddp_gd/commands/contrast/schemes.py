@@ -26,6 +26,7 @@ from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, plan_of
 from ddp_gd.comm.base import Communicator
 from ddp_gd.commands import models
+from ddp_gd.errors import ConfigError
 from ddp_gd.training.fit import fit
 
 # After at most so many steps of a training the weights are kept, and after every epoch.
@@ -51,6 +52,12 @@ class Setup:
     hidden: tuple[int, ...] = (64, 64)  # units of each hidden layer of the model
 
     def __post_init__(self) -> None:
+        rows = len(self.training.x)
+        if self.batch_size > rows:  # what the schemes differ in needs more than one mini-batch
+            raise ConfigError(
+                f"batch_size={self.batch_size} is larger than the {rows} rows of the training "
+                f"data; give {rows} or less."
+            )
         self.plan(seed=0)  # a batch size that can't be used is refused before anything is trained
 
     def plan(self, seed: int) -> Plan:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,10 @@ class Checkpoint:
         every_steps: save after every so many updates, counted from the first epoch's first.
         every_seconds: save when so much time has passed, at the end of a step.
         keep: how many checkpoints to keep, the newest ones.
-        resume: go on from the newest one, at any number of workers; begin if there is none.
+        resume: go on from the newest one, at any number of workers; begin if there is none. Of a
+            generator or a tf.data.Dataset the data are read again up to the place; where they are
+            not what they were (a shuffle without a seed), True refuses to go on, and `"new order"`
+            goes on with the beginning of that epoch, in the order that there is now.
         about: what else each file shall hold, by name: arrays, and what JSON can hold. For people
             and other programs; the training itself never looks at it.
 
@@ -35,7 +38,7 @@ class Checkpoint:
     every_steps: int | None = None
     every_seconds: float | None = None
     keep: int = 3
-    resume: bool = False
+    resume: bool | Literal["new order"] = False
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,10 @@ class Checkpoint:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ConfigError(f"Checkpoint({name}={value!r}) must be a whole number above 0.")
+        if self.resume not in (True, False, "new order"):
+            raise ConfigError(
+                f"Checkpoint(resume={self.resume!r}) must be True, False or 'new order'."
+            )
         seconds = self.every_seconds
         if seconds is not None and not (
             isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0

@@ -10,14 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.source import Source
 from ddp_gd.job import bitwise
 from ddp_gd.steps.keras_private import global_seed
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
-from ddp_gd.training.checkpoint import Checkpoint
-from ddp_gd.training.checkpoint_files import Folder
-from ddp_gd.training.snapshot import _FORMAT, Position, _encoded, _stored, _variables
+from ddp_gd.training.saving.checkpoint import Checkpoint
+from ddp_gd.training.saving.checkpoint_files import Folder
+from ddp_gd.training.saving.snapshot import _FORMAT, Position, _encoded, _stored, _variables
 
 
 class Saver:
@@ -30,7 +30,7 @@ class Saver:
         model: compiled and built.
         hooks: the model's callbacks.
         facts: what the training was given.
-        plan: of the training's mini-batches.
+        source: of the training's mini-batches.
         only_finite: refuse to save weights that are NaN or infinite.
     """
 
@@ -40,7 +40,7 @@ class Saver:
         model: keras.Model,
         hooks: Hooks,
         facts: Mapping[str, str],
-        plan: Plan,
+        source: Source,
         only_finite: bool,
     ):
         self._only_finite = only_finite
@@ -49,8 +49,8 @@ class Saver:
         self._model = model
         self._hooks = hooks
         bits = bitwise.facts()
-        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits, "seed": plan.seed}
-        self._steps = plan.steps
+        self._fixed = {"format": _FORMAT, "facts": facts, "bits": bits, "seed": source.seed}
+        self._source = source
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ddp_gd_checkpoint")
         self._writing: Future[Path] | None = None
         self._last = time.monotonic()
@@ -63,24 +63,24 @@ class Saver:
 
     def step_ended(self, position: Position, logs: Mapping[str, Any]) -> None:
         """Save if it is time to, at `position`."""
-        updates = position.epoch * self._steps + position.step
         every_steps, every_seconds = self._checkpoint.every_steps, self._checkpoint.every_seconds
-        by_steps = every_steps is not None and updates % every_steps == 0
+        by_steps = every_steps is not None and position.updates % every_steps == 0
         late = every_seconds is not None and time.monotonic() - self._last >= every_seconds
         if by_steps or (late and (self._writing is None or self._writing.done())):
             self._save(position, logs)
 
-    def epoch_ended(self, epoch: int, logs: Mapping[str, Any], *, last: bool, stop: bool) -> None:
+    def epoch_ended(
+        self, position: Position, logs: Mapping[str, Any], *, last: bool, stop: bool
+    ) -> None:
         """Save what an epoch left.
 
         Args:
-            epoch: the one that ended.
+            position: the beginning of the next one.
             logs: its.
             last: whether the training ends with it.
             stop: whether a callback wanted that.
         """
         always = not (self._checkpoint.every_steps or self._checkpoint.every_seconds)
-        position = Position(epoch + 1, 0)
         if always or last:
             self._save(position, logs, stop)
         else:
@@ -127,6 +127,7 @@ class Saver:
         header = self._fixed | {
             "about": about,
             "position": position,
+            "mark": self._source.mark(position.step),
             "stopped": stopped,
             "logs": {name: _encoded(value) for name, value in logs.items()},
             "history": {
@@ -135,8 +136,11 @@ class Saver:
             },
             "callbacks": callbacks,
         }
-        updates = position.epoch * self._steps + position.step
         self._last = time.monotonic()
         self._writing = self._writer.submit(
-            self._folder.write, updates, arrays, json.dumps(header), self._checkpoint.keep
+            self._folder.write,
+            position.updates,
+            arrays,
+            json.dumps(header),
+            self._checkpoint.keep,
         )

@@ -18,10 +18,10 @@ from ddp_gd.job import bitwise
 from ddp_gd.steps.keras_private import global_seed
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
-from ddp_gd.training.checkpoint import Checkpoint
-from ddp_gd.training.checkpoint_files import Folder, parse
+from ddp_gd.training.saving.checkpoint import Checkpoint
+from ddp_gd.training.saving.checkpoint_files import Folder, parse
 
-_FORMAT = 2
+_FORMAT = 3
 # What a header of another shape leads to.
 _ODD = (
     AttributeError,
@@ -40,10 +40,14 @@ _MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "terminate_on_nan")
 
 
 class Position(NamedTuple):
-    """How far a training is: so many steps of this epoch, counted from 0, are made."""
+    """How far a training is: so many steps of this epoch, counted from 0, are made.
+
+    `updates` are those of all epochs.
+    """
 
     epoch: int
     step: int
+    updates: int
 
     def __str__(self) -> str:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
@@ -57,12 +61,13 @@ class Snapshot:
         position: where to go on.
         seed: of the order of rows.
         stopped: whether a callback ended the training there.
-        facts: what the training was given, see `replicas.require_same`.
+        facts: what the training was given, see `identity.require_same`.
         bits: what its bits depend on.
         logs: the last ones.
         history: Keras's `History.history` so far, and its `epoch`.
         callbacks: class name and changed attributes of each callback.
         arrays: values of the variables, and of callbacks' arrays, by name.
+        mark: tells what was read there, see `Source.mark`.
     """
 
     position: Position
@@ -74,6 +79,7 @@ class Snapshot:
     history: Mapping[str, Any]
     callbacks: list[tuple[str, dict[str, Any]]]
     arrays: dict[str, np.ndarray]
+    mark: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """Refuse to go on with another training.
@@ -174,9 +180,9 @@ def read(content: bytes) -> Snapshot:
                 f"The checkpoint has format {header['format']!r:.40}, and this version of ddp_gd "
                 f"reads {_FORMAT}. Go on with the version that wrote it."
             )
-        epoch, step = header["position"]
+        epoch, step, updates = header["position"]
         return Snapshot(
-            position=Position(_count(epoch), _count(step)),
+            position=Position(_count(epoch), _count(step), _count(updates)),
             seed=_count(header["seed"]),
             stopped=_a(bool, header["stopped"]),
             facts={name: _a(str, fact) for name, fact in header["facts"].items()},
@@ -194,6 +200,7 @@ def read(content: bytes) -> Snapshot:
                 for number, (name, state) in enumerate(header["callbacks"])
             ],
             arrays=arrays,
+            mark={name: _a(str, value) for name, value in header["mark"].items()},
         )
     except _ODD as error:
         raise CheckpointError(
