@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
+from importlib import machinery, util
 from pathlib import Path
 
 import pytest
@@ -175,6 +175,14 @@ def _check(program: Path, arguments: list[str]) -> None:
     else:
         options = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
         assert options - _known(program) == set(), f"{program.name} {arguments}"
+
+
+def find_spec(module: str) -> machinery.ModuleSpec | None:
+    """Find a module's file, whatever stands under its name once it was imported."""
+    package, _, _ = module.rpartition(".")
+    parent = util.find_spec(package)
+    places = parent.submodule_search_locations if parent is not None else None
+    return machinery.PathFinder.find_spec(module, places)
 
 
 def _source(module: str) -> Path:
