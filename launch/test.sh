@@ -27,7 +27,7 @@ cd "$repo_root"
 
 # What --quick leaves out besides the tests that are marked: files that train for a while.
 slow=(
-    tests/training tests/step tests/comm tests/test_fuzz.py tests/test_docs.py tests/test_examples.py
+    tests/training tests/steps tests/comm tests/test_fuzz.py tests/test_docs.py tests/test_examples.py
     tests/commands/test_{train,predict_command,contrast,study,verify,models}.py
 )
 

@@ -67,10 +67,12 @@ def source(folder: Path, lists: str) -> Path:
 
 def test_what_is_changed_in_the_source(tmp_path: Path) -> None:
     """One file left out, no symbols; for GPUs a function that TensorFlow no longer has."""
-    folder = source(tmp_path, "list(A mpi_ops.cc)\nlist(B xla_mpi_ops.cc)\nend()\n")
+    folder = source(
+        tmp_path, "list(A mpi_ops.cc)\nlist(B xla_mpi_ops.cc)\nadd(x ${SOURCES} ${TF_SOURCES})\n"
+    )
     recipe.change(folder, GPU)
     lists = (folder / "horovod" / "tensorflow" / "CMakeLists.txt").read_text()
-    assert lists == "list(A mpi_ops.cc)\nend()\n"
+    assert lists == "list(A mpi_ops.cc)\nadd(x ${TF_SOURCES} ${SOURCES})\n"
     assert '"-O2 -g" "-O2"' in (folder / "CMakeLists.txt").read_text()
     assert (
         "    find_package(CUDAToolkit REQUIRED)\nlist(APPEND LINKER_LIBS "
