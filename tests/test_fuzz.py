@@ -206,7 +206,7 @@ def test_whole_checkpoints(tmp_path: Path) -> None:
     content = Folder(tmp_path).newest()
     arrays, whole = parse(content)
     communicator = open_communicator("single")
-    hooks = Hooks(communicator, model, [stopping], 0, 2, 2, training=True)
+    hooks = Hooks(communicator, model, [stopping], 0, 2, 2, "train")
     snapshot.read(content).restore(model, hooks)
 
     def load(arrays: dict, header: str) -> bool:

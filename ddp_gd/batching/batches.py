@@ -165,7 +165,8 @@ class Like:
 
     def _arrays(self, place: int, item: Any) -> Arrays:
         try:
-            return Arrays(*unpacked(item), class_weight=self._class_weight)
+            x, y, weight = keras.tree.map_structure(_dense, unpacked(item), none_is_leaf=True)
+            return Arrays(x, y, weight, self._class_weight)
         except DataError as error:
             raise DataError(
                 f"{self._name(place)} is not a mini-batch (x, y) or (x, y, sample_weight) of one "
@@ -255,6 +256,16 @@ def from_json(value: Any) -> Signature:
 
     structure, specs = value
     return Signature(decoded(structure), [tf.TensorSpec(shape, dtype) for dtype, shape in specs])
+
+
+def _dense(leaf: Any) -> Any:
+    """A sparse matrix as the array that it stands for: a mini-batch is small."""
+    if isinstance(leaf, tf.SparseTensor):
+        return tf.sparse.to_dense(tf.sparse.reorder(leaf))
+    for name in ("toarray", "todense"):  # SciPy's, JAX's
+        if hasattr(leaf, name) and not hasattr(leaf, "__array__"):
+            return np.asarray(getattr(leaf, name)())
+    return leaf
 
 
 def _both(one: Signature, other: Signature) -> Signature | None:

@@ -58,7 +58,8 @@ class Stream:
         self.sample = self._like.sample
         if isinstance(x, tf.data.Dataset):
             specs = keras.tree.flatten(x.element_spec)
-            shapes = [spec.shape for spec in specs if isinstance(spec, tf.TensorSpec)]
+            dense_or_sparse = (tf.TensorSpec, tf.SparseTensorSpec)
+            shapes = [spec.shape for spec in specs if isinstance(spec, dense_or_sparse)]
             self.signature = self._like.signature = opened(self.signature, shapes)
         self._last = self._like.batch(0, self._first[0])
         self.first = digest(self._last.leaves).hex()

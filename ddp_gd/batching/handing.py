@@ -63,7 +63,7 @@ class Handing:
         for batch in batches:
             header += [batch.rows, *(n for leaf in batch.leaves for n in leaf.shape[1:])]
         messages = [
-            b"" if rank == self._rank else self._message(header, batches, rank)
+            [] if rank == self._rank else self._message(header, batches, rank)
             for rank in range(self._size)
         ]
         self._exchange(messages)
@@ -71,7 +71,7 @@ class Handing:
 
     def say_end(self) -> None:
         """Tell the others that the data have ended. Collective with `receive`."""
-        self._exchange(self._to_others(_words(_END)))
+        self._exchange(self._to_others([_words(_END)]))
 
     def say_error(self, error: BaseException) -> None:
         """Tell the others that reading has failed. Collective with `receive`."""
@@ -80,7 +80,8 @@ class Handing:
             lines = "".join(traceback.format_exception(error))[-_MOST_CHARACTERS:]
             text = f"Rank {self._rank} could not read the data:\n{lines}"
         content = text.encode()
-        self._exchange(self._to_others(_words(_ERROR, len(content)) + content))
+        pad = bytes(_padded(len(content)) - len(content))
+        self._exchange(self._to_others([_words(_ERROR, len(content)), content, pad]))
 
     def receive(self) -> Rows | None:
         """This worker's rows of what another one has read; None where the data have ended.
@@ -88,7 +89,7 @@ class Handing:
         Raises:
             DataError: reading it has failed.
         """
-        content = self._exchange([b""] * self._size)
+        content = self._exchange([[]] * self._size)
         header = np.frombuffer(content[: 2 * _WORD], np.int64)
         if header[0] == _END:
             return None
@@ -149,8 +150,9 @@ class Handing:
             ]
         return Rows(shares, tensors)
 
-    def _message(self, header: list[int], batches: Sequence[Batch], rank: int) -> bytearray:
-        message = bytearray(_words(*header))
+    def _message(self, header: list[int], batches: Sequence[Batch], rank: int) -> list[Any]:
+        """The pieces of a worker's message, not copied yet; together they are whole words."""
+        message: list[Any] = [_words(*header)]
         parts = self._parts(batches, rank)
         for spec, arrays in zip(self._signature.specs, zip(*parts, strict=True), strict=True):
             if spec.dtype == tf.string:
@@ -160,21 +162,18 @@ class Handing:
             else:
                 pieces = [np.ascontiguousarray(a).reshape(-1).view(np.uint8).data for a in arrays]
             length = sum(map(len, pieces))
-            message += _words(length)
-            for piece in pieces:
-                message += piece
-            message += bytes(_padded(length) - length)
+            message += [_words(length), *pieces, bytes(_padded(length) - length)]
         return message
 
-    def _to_others(self, message: bytes) -> list[bytes]:
-        return [b"" if rank == self._rank else message for rank in range(self._size)]
+    def _to_others(self, message: list[Any]) -> list[list[Any]]:
+        return [[] if rank == self._rank else message for rank in range(self._size)]
 
-    def _exchange(self, messages: Sequence[bytes | bytearray]) -> np.ndarray:
+    def _exchange(self, messages: Sequence[list[Any]]) -> np.ndarray:
         """Send each worker its message; what comes from all of them, as bytes."""
-        padded = [bytes(m) + bytes(_padded(len(m)) - len(m)) for m in messages]
-        splits = tf.constant([len(m) // _WORD for m in padded], tf.int32)
+        splits = tf.constant([sum(map(len, m)) // _WORD for m in messages], tf.int32)
+        content = b"".join(piece for message in messages for piece in message)
         with tf.device("/cpu:0"):
-            sent = tf.constant(np.frombuffer(b"".join(padded), np.int64))
+            sent = tf.convert_to_tensor(np.frombuffer(content, np.int64))
             return self._communicator.alltoall(sent, splits).numpy().view(np.uint8)
 
 

@@ -38,6 +38,14 @@ Pattern = Literal["one", "deal", "all"]
 _DIGESTS = 1024
 
 
+class _Different(Exception):
+    """The workers have not read the same; what each one has, in words, in the order of ranks."""
+
+    def __init__(self, words: list[str]):
+        super().__init__(words)
+        self.words = words
+
+
 class StreamSource:
     """The `Source` (see loop.py) of one worker's rows of a data set's mini-batches.
 
@@ -273,9 +281,11 @@ class StreamSource:
                     found = self._get(first, stop, same_graph)
                 else:
                     found = self._pending.result()
-        except BaseException:
+        except BaseException as error:
             self._pending = None
             self._stop_reading()
+            if isinstance(error, _Different):
+                raise self._mismatch(self._base + first, error.words) from None
             raise
         self._pending = None
         if found is not None:
@@ -364,7 +374,7 @@ class StreamSource:
             words = f"no mini-batch ({text})"
             if batch is not None:
                 words = f"{batch.rows} rows with SHA-256 {digest(leaves).hex()[:16]}"
-            self._refuse(place, agree.gather_json(self._beside, words))
+            raise _Different(agree.gather_json(self._beside, words))
         if error is not None:
             raise error
         if batch is None:
@@ -372,7 +382,7 @@ class StreamSource:
         self._note(place, batch)
         return self._handing.own([batch])
 
-    def _refuse(self, place: int, words: list[str]) -> None:
+    def _mismatch(self, place: int, words: list[str]) -> MismatchError:
         others: dict[str, list[str]] = {}
         for rank, text in enumerate(words):
             others.setdefault(text, []).append(str(rank))
@@ -380,7 +390,7 @@ class StreamSource:
             f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} read {text}"
             for text, ranks in others.items()
         )
-        raise MismatchError(
+        return MismatchError(
             f"The workers read different mini-batches for "
             f"{self._communicator.attendance.where}, {self._name(place)}: "
             f"{found}. Nothing was computed of it. Let every worker read the same: seed what is "

@@ -105,8 +105,7 @@ class HorovodCommunicator:
             other._order = ProgramOrder(other.attendance)
             other._prefix = "ddp_gd_beside"
             for name in ("allreduce_sum", "allgather", "alltoall", "broadcast"):
-                graph = tf.function(getattr(other, name), autograph=False, reduce_retracing=True)
-                vars(other)[name] = graph
+                vars(other)[name] = _as_graphs(getattr(other, name))
         return self._other
 
     def measure(self, deterministic: bool = False) -> Callable[[], float]:
@@ -131,3 +130,17 @@ class HorovodCommunicator:
             collective(flat, name=unique, ignore_name_scope=True, **options)
             for flat, unique in zip(flats, names, strict=True)
         ]
+
+
+def _as_graphs(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """The collective as graphs, one for each dtype and rank; the lengths of axes are left open."""
+    graphs: dict[Any, Any] = {}
+
+    def call(*arguments: Any) -> Any:
+        arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
+        kinds = tuple((t.dtype, t.shape.rank) for t in tf.nest.flatten(arguments))
+        if kinds not in graphs:
+            graphs[kinds] = tf.function(collective, autograph=False, reduce_retracing=True)
+        return graphs[kinds](*arguments)
+
+    return call

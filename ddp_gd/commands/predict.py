@@ -17,6 +17,7 @@ from ddp_gd.commands import models
 from ddp_gd.commands.config import PredictConfig
 from ddp_gd.data import load
 from ddp_gd.data.dataset import Dataset
+from ddp_gd.data.image_files import find_images
 from ddp_gd.data.request import KERAS, Request
 from ddp_gd.errors import ConfigError, DataError, ModelError
 from ddp_gd.files import ArrayWriter, new_file, require_new_file
@@ -40,7 +41,7 @@ def run(config: PredictConfig) -> None:
         require_new_file("out", config.out)
     about = models.read_about(Path(config.model))
     model = _load(config.model)
-    dataset = load.fetch(_request(config, about), config.cache)
+    dataset = load.fetch(_request(config, about, model), config.cache)
     x = _inputs(dataset)
     _require_input(model, x, config.model)
     if leader:
@@ -66,8 +67,8 @@ def _load(path: str) -> keras.Model:
         ) from error
 
 
-def _request(config: PredictConfig, about: dict[str, Any]) -> Request:
-    """Ask for the columns that the model was trained on."""
+def _request(config: PredictConfig, about: dict[str, Any], model: keras.Model) -> Request:
+    """Ask for the columns that the model was trained on, or for images of its size."""
     first = config.data[0]
     of_table = about.get("kinds") is not None
     is_array = first.startswith(KERAS) or Path(first).suffix.lower() in (".npy", ".npz")
@@ -79,7 +80,17 @@ def _request(config: PredictConfig, about: dict[str, Any]) -> Request:
         missing="mean" if about.get("missing") == "mean" else "error",
         dtype=about.get("dtype", "float64"),
         targets_needed=False,
+        image_size=_image_size(Path(first), model),
     )
+
+
+def _image_size(folder: Path, model: keras.Model) -> tuple[int, int] | None:
+    """Height and width of the images that a model takes, where a folder has images."""
+    inputs = getattr(model, "inputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or not folder.is_dir():
+        return None
+    height, width = inputs[0].shape[1:3]
+    return (height, width) if height and width and find_images(folder) else None
 
 
 def _inputs(dataset: Dataset) -> Any:

@@ -161,7 +161,11 @@ def fit(
     if checkpoint is not None and communicator.rank == 0:
         saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
 
-    with Interrupts(active=checkpoint is not None) as interrupts, closing(source):
+    with (
+        Interrupts(active=checkpoint is not None) as interrupts,
+        closing(source),
+        closing(validation_source or source),
+    ):
         Epochs(
             communicator=communicator,
             model=model,

@@ -186,7 +186,19 @@ class Sparse:
 )
 def test_what_has_no_rows_of_one_shape_is_told_how_to(x: Any, how: str) -> None:
     """Ragged and sparse tensors are refused with what to convert them with."""
-    for data in ((x, Y), (tf.data.Dataset.from_tensors((x, Y)),) if tf.is_tensor(x) else (x,)):
-        with pytest.raises(ddp_gd.DataError) as caught:
-            ddp_gd.fit(_network(), *data, verbose=0)
-        assert how in str(caught.value)
+    with pytest.raises(ddp_gd.DataError) as caught:
+        ddp_gd.fit(_network(), x, Y, verbose=0)
+    assert how in str(caught.value)
+
+
+def test_sparse_mini_batches_become_dense() -> None:
+    """Those of a data set, and a ragged one is told how to become so."""
+    sparse = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(X), Y)).batch(4)
+    outcomes = []
+    for data in (sparse, tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)):
+        model = _network()
+        outcomes.append(compare.outcome(model, ddp_gd.fit(model, data, verbose=0)))
+    assert compare.differences(*outcomes) == []
+    ragged = tf.data.Dataset.from_tensors((tf.ragged.constant([[1.0], [2.0, 3.0]]), Y[:2]))
+    with pytest.raises(ddp_gd.DataError, match="a Masking layer"):
+        ddp_gd.fit(_network(), ragged, verbose=0)

@@ -138,6 +138,10 @@ def another_thread_exchanges_beside(comm: Communicator) -> None:
         if r % 2:  # while the others are in it already, and in the one below
             together.wait(60)
         for number in range(3):
+            texts = agree.gather_json(beside, "x" * (r + number))
+            assert texts == ["x" * (rank + number) for rank in range(n)]
+            rows = beside.allgather(tf.zeros([r + number, 3], tf.uint8))
+            assert rows.shape == (sum(range(n)) + n * number, 3)
             splits = [number + rank for rank in range(n)]
             arrived = beside.alltoall(tf.fill([sum(splits)], r), tf.constant(splits))
             found.append(arrived.numpy().tolist())

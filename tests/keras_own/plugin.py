@@ -51,23 +51,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Give every worker the same random data, and note what happens."""
+    """Give every worker the same random data, and note which verbs are called."""
     _called.clear()
     if ddp_gd.size() > 1:
         random.seed(1)
         np.random.seed(1)
         keras.utils.set_random_seed(1)
-    outcome, text = "passed", ""
-    try:
-        yield
-    except pytest.skip.Exception:
-        outcome = "skipped"
-        raise
-    except BaseException as error:
-        outcome, text = "failed", f"{type(error).__name__}: {error}"[:600]
-        raise
-    finally:
-        line = {"test": item.nodeid, "called": sorted(_called), "outcome": outcome, "text": text}
-        path = Path(f"{os.environ['KERAS_OWN_OUT']}.{ddp_gd.rank()}")
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    yield
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write how a test ended."""
+    if report.when != "call":
+        return
+    text = report.longreprtext.strip().splitlines()[-12:] if report.failed else []
+    line = {
+        "test": report.nodeid,
+        "called": sorted(_called),
+        "outcome": report.outcome,
+        "text": "\n".join(text),
+    }
+    with Path(f"{os.environ['KERAS_OWN_OUT']}.{ddp_gd.rank()}").open("a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""Training steps of the user's end as in Keras, or are refused by name, at any number of workers."""
+"""Training steps of the user's end as in Keras, or are refused, at any number of workers."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import jobs
@@ -101,3 +102,41 @@ def test_data_sets_and_predictions_in_a_job(tmp_path: Path) -> None:
 
     alone = left(1, "python", "single,bitwise")
     assert left(2, "mpirun", "auto,bitwise") == alone
+
+
+@pytest.mark.parametrize(
+    ("np", "backend", "cases"),
+    [(3, "auto", []), (2, "mpi", ["generator", "pipeline", "items", "padded"])],
+)
+def test_streams_train_as_in_keras(np: int, backend: str, cases: list[str]) -> None:
+    """Whoever reads them, of whatever length and shape, weights and History are Keras's."""
+    job = _run(np, "mpirun", "programs.streams", backend, *cases)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count("done") == 1
+
+
+def test_streams_that_go_wrong_are_errors_everywhere() -> None:
+    """Each of them raises what is documented on every worker, and the next one trains."""
+    job = _run(2, "mpirun", "programs.hostile_streams", "27")
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count("done") == 1
+
+
+def test_an_exception_of_the_reader_ends_all_workers() -> None:
+    """Its traceback is shown once, and nobody waits for rank 0 any more."""
+    began = time.monotonic()
+    job = _run(3, "mpirun", "programs.hostile_streams", "raises")
+    assert job.returncode != 0
+    assert job.stderr.count("Broken: the disk is on fire") == 1
+    assert 'raise Broken("the disk is on fire")' in job.stderr
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.timed
+def test_items_that_take_long_are_made_by_all_workers() -> None:
+    """Four workers make sleeping items at least three times as fast as one."""
+    one, four = (
+        float(_run(np, launcher, "programs.input_bound", "items").stdout)
+        for np, launcher in ((1, "python"), (4, "mpirun"))
+    )
+    assert one > 3 * four
