@@ -123,3 +123,14 @@ def test_the_notebook_runs_and_both_trainings_are_the_same(tmp_path: Path) -> No
     assert one.startswith("1 workers: [0.")
     assert two.removeprefix("2") == one.removeprefix("1")
     assert same == "the weights differ by less than 1e-4: True"
+
+
+def test_steps_of_ones_own_are_the_same_on_several_workers() -> None:
+    """A GAN and a loop by hand print the same losses in one process and on two workers."""
+    for script, arguments in (("gan.py", ["--epochs", "2"]), ("loop.py", [])):
+        alone, together = run(1, script, *arguments), run(2, script, *arguments)
+        figures = [
+            [float(w) for w in re.findall(r"-?\d+\.\d+", " ".join(p))] for p in (alone, together)
+        ]
+        assert len(figures[0]) >= 3
+        np.testing.assert_allclose(figures[1], figures[0], atol=2e-4)
