@@ -27,7 +27,8 @@ cd "$repo_root"
 
 # What --quick leaves out besides the tests that are marked: files that train for a while.
 slow=(
-    tests/training tests/steps tests/comm tests/test_fuzz.py tests/test_docs.py tests/test_examples.py
+    tests/training tests/steps tests/comm tests/test_{fuzz,docs,examples}.py tests/data/test_load.py
+    tests/batching/test_stream_source.py tests/job/test_start_limit.py
     tests/commands/test_{train,predict_command,contrast,study,verify,models}.py
 )
 
