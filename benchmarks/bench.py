@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.draw import draw
 from benchmarks.workloads import WORKLOADS
+from ddp_gd.job.versions import version
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -294,7 +294,7 @@ def machine() -> str:
 def versions(torch_python: str | None) -> str:
     """What was measured."""
     names = ("tensorflow", "keras", "horovod", "numpy")
-    text = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    text = ", ".join(f"{name} {version(name)}" for name in names)
     if torch_python:
         command = [torch_python, "-c", "import torch; print(torch.__version__)"]
         text += f", torch {subprocess.check_output(command, text=True).strip()}"

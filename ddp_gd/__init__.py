@@ -7,6 +7,7 @@ neither TensorFlow nor MPI, so that `--help` is quick and `init` can still set u
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
         NumericsError,
         ReplicaError,
     )
+    from ddp_gd.job.launch import launch
     from ddp_gd.job.runtime import init, local_rank, rank, size
-    from ddp_gd.training.checkpoint import Checkpoint
+    from ddp_gd.steps.rows.meeting import gather_rows
     from ddp_gd.training.evaluate import evaluate
     from ddp_gd.training.fit import fit
     from ddp_gd.training.predict import predict
     from ddp_gd.training.replicas import fingerprint
+    from ddp_gd.training.saving.checkpoint import Checkpoint
+    from ddp_gd.training.step import step
 
 __version__ = "0.1.0"
 
@@ -45,32 +49,44 @@ __all__ = [
     "evaluate",
     "fingerprint",
     "fit",
+    "gather_rows",
     "init",
+    "launch",
     "load",
     "local_rank",
     "predict",
     "rank",
     "size",
+    "step",
 ]
 
 _MODULES = {
-    "Checkpoint": "training.checkpoint",
+    "Checkpoint": "training.saving.checkpoint",
     "evaluate": "training.evaluate",
     "fingerprint": "training.replicas",
     "fit": "training.fit",
+    "gather_rows": "steps.rows.meeting",
     "init": "job.runtime",
+    "launch": "job.launch",
     "load": "data.load",
     "local_rank": "job.runtime",
     "predict": "training.predict",
     "rank": "job.runtime",
     "size": "job.runtime",
+    "step": "training.step",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    module = f"{__name__}.{_MODULES.get(name, 'errors')}"
+    if module not in sys.modules and "tensorflow" not in sys.modules:
+        from ddp_gd.loading import quietly
+
+        with quietly():
+            importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,4 @@ from ddp_gd.commands import cli
 from ddp_gd.commands.config import ContrastConfig
 
 if __name__ == "__main__":
-    options = cli.parse(ContrastConfig, "contrast")
-    from ddp_gd.commands.contrast.main import run  # with all that it imports: not for --help
-
-    cli.execute(run, options)
+    cli.start(ContrastConfig, "contrast", "ddp_gd.commands.contrast.main")

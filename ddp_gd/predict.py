@@ -7,9 +7,6 @@ from ddp_gd.commands import cli
 from ddp_gd.commands.config import PredictConfig
 
 if __name__ == "__main__":
-    options = cli.parse(PredictConfig, "predict")
-    from ddp_gd.commands.predict import run  # with all that it imports: not for --help
-
-    cli.execute(run, options)
+    cli.start(PredictConfig, "predict", "ddp_gd.commands.predict")
 else:  # imported as a module, it would hide the function of its name
     sys.modules[__name__] = ddp_gd.predict  # type: ignore[assignment]

@@ -4,7 +4,4 @@ from ddp_gd.commands import cli
 from ddp_gd.commands.config import ReportConfig
 
 if __name__ == "__main__":
-    options = cli.parse(ReportConfig, "report")
-    from ddp_gd.commands.report import run  # with all that it imports: not for --help
-
-    cli.execute(run, options)
+    cli.start(ReportConfig, "report", "ddp_gd.commands.report")

@@ -4,7 +4,4 @@ from ddp_gd.commands import cli
 from ddp_gd.commands.config import StudyConfig
 
 if __name__ == "__main__":
-    options = cli.parse(StudyConfig, "study")
-    from ddp_gd.commands.study.main import run  # with all that it imports: not for --help
-
-    cli.execute(run, options)
+    cli.start(StudyConfig, "study", "ddp_gd.commands.study.main")

@@ -2,7 +2,8 @@
 
 import sys
 
+from ddp_gd.commands import cli
 from ddp_gd.commands.verify import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.status_of(main))

@@ -40,6 +40,7 @@ set -euo pipefail
 
 # ---------------------------------------------------------------- the command line
 
+was_typed "$@"
 workers='' restarts=0 least='' interface='' launcher=mpirun logs='' dry_run=false
 variables=(PATH VIRTUAL_ENV)
 value() { # value <option> <its value> <what it must match> <what it needs to be>
@@ -228,7 +229,11 @@ while true; do
         exit 0
     fi
     before=$(newest "$checkpoint")
-    run_family "${command[@]}"
+    if [[ $launcher == horovodrun && ${DDP_GD_VERBOSE:-} != 1 ]]; then
+        run_family "${command[@]}" 2> >(without_loading >&2)
+    else
+        run_family "${command[@]}"
+    fi
     ((! job_signal)) || exit "$job_status"
     case $job_status in
         0 | 2 | 130 | 143) exit "$job_status" ;; # done, wrong arguments, asked to stop

@@ -46,6 +46,14 @@ help_with() { # help_with <module>: the script's text, then the module's, and ex
     exit 0
 }
 
+was_typed() { # was_typed [arguments ...]: what messages name as the command to go on with
+    [[ ! -v DDP_GD_COMMAND ]] || return 0
+    DDP_GD_COMMAND="bash launch/$(basename "$0")"
+    ((! $#)) || DDP_GD_COMMAND+=$(printf ' %q' "$@")
+    ((${#DDP_GD_COMMAND} < 4000)) || DDP_GD_COMMAND= # nobody reads that
+    export DDP_GD_COMMAND
+}
+
 setup_options=() # for set_up_if_needed
 set_up_if_needed() {
     bash "$repo_root/launch/setup.sh" --check "${setup_options[@]}" ||

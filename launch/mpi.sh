@@ -118,6 +118,12 @@ horovodrun_words() { # horovodrun_words <workers> <hosts> <network; empty where 
     fi
 }
 
+# What TensorFlow prints in horovodrun itself, which loads it to see whether Horovod has MPI.
+without_loading() {
+    trap '' INT TERM USR1 # it ends when the job does
+    grep --line-buffered -vE '^(WARNING: All log messages before absl::|To enable the following instructions: |[IWE][0-9]{4} [0-9:.]+ +[0-9]+ (port|cudart_stub|cpu_feature_guard|cuda_platform)\.cc:)' || true
+}
+
 join_by() { # join_by <separator> <words ...>
     local IFS=$1
     shift

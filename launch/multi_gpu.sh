@@ -21,6 +21,7 @@ set -euo pipefail
 # shellcheck source=launch/gpus.sh
 . "$repo_root/launch/gpus.sh"
 
+was_typed "$@"
 workers='' interface='' hosts=false dry_run=false
 passed=() # to cpu_mpi.sh
 while (($#)); do

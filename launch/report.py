@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 _MARK = "ddp_gd-report: "
-_PACKAGES = ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py", "horovod")
+_PACKAGES = ("ddp_gd", "tensorflow", "tensorflow-cpu", "keras", "numpy", "mpi4py", "horovod")
 
 
 def _version(package):

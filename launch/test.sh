@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Usage: bash launch/test.sh [pytest arguments]
+# Usage: bash launch/test.sh [--quick | pytest arguments]
 #
 # Runs every check, after a set-up if one is needed, and stops at the first that fails: formatting,
-# lint, types, shell scripts, tests. Arguments go to pytest: bash launch/test.sh tests/batching
+# lint, types, shell scripts, tests. About a quarter of an hour on two cores. Arguments go to pytest:
+# bash launch/test.sh tests/batching
 #
+#   --quick     all but the tests that start jobs, train long, or measure seconds: under three minutes
 #   -h, --help  this text
 #
 # With CI=true a missing Horovod is a failure too.
@@ -13,8 +15,9 @@ set -euo pipefail
 
 usage_if_asked "$@"
 
+setup_options=(--tests)
 if [[ ${CI:-} == true ]]; then
-    setup_options=(--require-horovod)
+    setup_options+=(--require-horovod)
 fi
 set_up_if_needed
 enter_venv
@@ -22,8 +25,16 @@ enter_venv
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES--1}
 cd "$repo_root"
 
+# What --quick leaves out besides the tests that are marked: files that train for a while.
+slow=(
+    tests/training tests/steps tests/comm tests/test_fuzz.py tests/test_docs.py tests/test_examples.py
+    tests/commands/test_{train,predict_command,contrast,study,verify,models}.py
+)
+
+checks=7 number=0
 check() { # check <command ...>
-    say "$*"
+    number=$((number + 1))
+    say "$number/$checks ($SECONDS s): $*"
     "$@" || die "FAILED: $*"
 }
 
@@ -33,11 +44,15 @@ check mypy
 scripts=(launch/*.sh launch/slurm.sbatch benchmarks/*.sh .ci/run)
 check shellcheck --external-sources "${scripts[@]}"
 check shfmt --indent 4 --case-indent --diff "${scripts[@]}"
-if (($#)); then
+if [[ ${1:-} == --quick ]]; then
+    checks=6
+    check pytest -m "not jobs and not timed and not cluster" "${slow[@]/#/--ignore=}" "${@:2}"
+elif (($#)); then
+    checks=6
     check pytest "$@"
 else
     # Not reordered: the longest files have few tests, and would come last.
     check pytest -m "not timed and not cluster" --numprocesses 2 --dist loadfile --no-loadscope-reorder
     check pytest -m timed
 fi
-say "all checks passed"
+say "all checks passed in $SECONDS s"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import ddp_gd
+
 _PIECES = [
     *" \t\n\r'\"\\$`*?~!#&;|<>(){}[]^%=,:@-",
     "$(id)",
@@ -40,6 +42,9 @@ def in_place_of_training(folder: Path, program: str) -> str:
     """Make a package of which `python -m ddp_gd.train` is this program; return its PYTHONPATH."""
     package = folder / "shadow" / "ddp_gd"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    # All else is the package itself.
+    real = Path(str(ddp_gd.__file__)).parent
+    init = (real / "__init__.py").read_text()
+    (package / "__init__.py").write_text(f"{init}\n__path__.append({str(real)!r})\n")
     (package / "train.py").write_text(program)
     return str(package.parent)

@@ -13,6 +13,8 @@ from ddp_gd.job import mpirun
 
 _BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
 _TESTS = Path(__file__).parent
+# Limits of seconds are for jobs that hang: a machine that others use may be so many times slower.
+PATIENCE = 5
 _PATHS = (_TESTS.parent, _TESTS, _TESTS / "without")
 
 
@@ -55,7 +57,8 @@ def run_job(
         launcher: `"mpirun"`, `"horovodrun"` (which itself imports TensorFlow: seconds a job), or
             `"python"` for a process of its own (`np` is 1).
         env: variables to add.
-        timeout: seconds; then the whole job is killed and `subprocess.TimeoutExpired` raised.
+        timeout: seconds on a quiet machine. After `PATIENCE` times that the whole job is killed and
+            `subprocess.TimeoutExpired` raised.
     """
     words, environ = command(np, argv, launcher, env)
     with subprocess.Popen(
@@ -68,7 +71,7 @@ def run_job(
         start_new_session=True,  # so that a job that hangs can be killed with all its workers
     ) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(timeout=timeout * PATIENCE)
         except BaseException:
             # The launcher first ends its workers, which may be in sessions of their own.
             os.killpg(process.pid, signal.SIGTERM)

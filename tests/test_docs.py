@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
+from importlib import machinery, util
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,15 @@ from jobs import run_job
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ddp_gd.__main__ import COMMANDS, take_workers
 from ddp_gd.commands import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     str(path.relative_to(ROOT))
     for path in [
-        *(ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md"),
+        *(ROOT / f"{n}.md" for n in ("README", "SECURITY", "CONTRIBUTING", "CHANGELOG")),
+        ROOT / "examples" / "README.md",
         *sorted((ROOT / "docs").rglob("*.md")),
     ]
 ]
@@ -152,6 +154,11 @@ def test_commands_would_be_taken(page: str) -> None:
             ):
                 assert find_spec(module) is not None, words
                 _check(_source(module), arguments)
+            case ["ddp-gd", command, *arguments] if not command.startswith("-"):
+                assert command in COMMANDS, words
+                if command in ("train", "predict", "contrast"):
+                    _, arguments = take_workers(arguments)
+                _check(_source(f"ddp_gd.{command}"), arguments)
             case ["bash" | "python", script, *arguments] if script.startswith(
                 ("launch/", "examples/")
             ):
@@ -162,12 +169,20 @@ def test_commands_would_be_taken(page: str) -> None:
 def _check(program: Path, arguments: list[str]) -> None:
     if program.name == "train.sh":  # which hands on all but -np N
         program = _source("ddp_gd.train")
-        arguments = arguments[2 if arguments[:1] == ["-np"] else 0 :]
+        _, arguments = take_workers(arguments)
     if _is_command(program) and not {"...", "--help"} & set(arguments):
         tyro.cli(_config(program), args=arguments)
     else:
         options = {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
         assert options - _known(program) == set(), f"{program.name} {arguments}"
+
+
+def find_spec(module: str) -> machinery.ModuleSpec | None:
+    """Find a module's file, whatever stands under its name once it was imported."""
+    package, _, _ = module.rpartition(".")
+    parent = util.find_spec(package)
+    places = parent.submodule_search_locations if parent is not None else None
+    return machinery.PathFinder.find_spec(module, places)
 
 
 def _source(module: str) -> Path:
@@ -179,12 +194,12 @@ def _source(module: str) -> Path:
 
 
 def _is_command(program: Path) -> bool:
-    return "cli.parse(" in program.read_text()
+    return "cli.start(" in program.read_text()
 
 
 def _config(program: Path) -> type:
     """The dataclass of a command's options."""
-    (name,) = re.findall(r"cli\.parse\((\w+), ", program.read_text())
+    (name,) = re.findall(r"cli\.start\((\w+), ", program.read_text())
     return getattr(config, name)
 
 

@@ -108,3 +108,18 @@ def test_own_model_goes_on_with_two_workers(tmp_path: Path) -> None:
         assert ours.split(":")[0] == theirs.split(":")[0]
         assert numbers(ours) == pytest.approx(numbers(theirs), rel=1e-5)
     assert not (stopped / "best.keras").exists()  # the best epoch was before
+
+
+def test_the_notebook_runs_and_both_trainings_are_the_same(tmp_path: Path) -> None:
+    """Its cells, one after the other, as a program: workers are started from it twice."""
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text())
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    program = tmp_path / "cells.py"
+    program.write_text("\n\n".join(code))
+    job = run_job(1, [str(program)], "python")
+    assert job.returncode == 0, job.stderr
+    one, two, same = job.stdout.splitlines()
+    assert one.startswith("1 workers: [0.")
+    assert two.removeprefix("2") == one.removeprefix("1")
+    assert same == "the weights differ by less than 1e-4: True"

@@ -14,12 +14,15 @@ FUNCTIONS = [
     "evaluate",
     "fingerprint",
     "fit",
+    "gather_rows",
     "init",
+    "launch",
     "load",
     "local_rank",
     "predict",
     "rank",
     "size",
+    "step",
 ]
 CLASSES = ["Checkpoint"]
 ERRORS = [

@@ -45,7 +45,7 @@ RAISED = (
     "Traceback (most recent call last):\n[1,1]<stderr>:Struck: this is the fault"
 )
 STATUS = "\n  Process name: [[28622,1],1]\n  Exit code:    3\n"
-SAVED = "ddp_gd: stopped by SIGTERM after epoch 1; saved in a/step-1-f.x. Go on with resume.\n"
+SAVED = "ddp_gd: stopped by SIGTERM after epoch 1; saved in a/step-1-f.x. Go on: x --resume\n"
 STOPPED = (
     "ddp_gd: error: rank 1 (process 7 on here) is stopped; rank 0 has waited 8 s for it to start"
 )

@@ -23,9 +23,9 @@ import ddp_gd
 from ddp_gd.comm import open_communicator
 from ddp_gd.data import csv_files, dataset, npy_files, table
 from ddp_gd.errors import CheckpointError, DataError
-from ddp_gd.training import snapshot
 from ddp_gd.training.callbacks import Hooks
-from ddp_gd.training.checkpoint_files import Folder, parse
+from ddp_gd.training.saving import snapshot
+from ddp_gd.training.saving.checkpoint_files import Folder, parse
 
 INPUTS = 1000
 # What breaks parsers: numbers at the limits, separators, quotes, other encodings, other formats.

@@ -15,14 +15,16 @@ PACKAGE = Path(__file__).parents[1] / "ddp_gd"
 ORDER = """
 errors
 settings files
+loading
 comm
 job
 batching
-step data
+steps data
 training
 reporting
 commands
-train verify contrast study predict report
+train verify contrast study predict report run doctor
+__main__
 """
 LINE = {room: i for i, rooms in enumerate(ORDER.split("\n")) for room in rooms.split()}
 MODULES = {
@@ -40,7 +42,15 @@ ONLY_IN = {
         "commands.contrast.plot",
     },
 }
-LIGHT = {"errors", "settings", "files", "comm.base", "comm.environment", "commands.config"}
+LIGHT = {
+    "errors",
+    "settings",
+    "files",
+    "loading",
+    "comm.base",
+    "comm.environment",
+    "commands.config",
+}
 
 
 def _imports(name: str) -> set[str]:

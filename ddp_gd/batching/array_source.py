@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +11,7 @@ from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.order import Order
 from ddp_gd.batching.plan import Plan, share_of
 from ddp_gd.batching.rows import NumberedRows
-from ddp_gd.batching.source import Rows, SameGraph, warn_of_an_early_end
+from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm.base import Communicator
 
 # Handing less to the reading thread takes longer than reading it.
@@ -66,6 +67,13 @@ class ArraySource:
         """What must be the same on every worker, in words."""
         steps = {} if self._wanted is None else {"steps_per_epoch": str(self._wanted)}
         return {"plan": str(self.plan), **steps, **self._arrays.describe()}
+
+    def sample(self) -> list[Any]:
+        """Some rows of the first step, the same on every worker."""
+        batch_rows = self.plan.step_rows(0)
+        count = sampled_rows(batch_rows, self.plan.micro_batch_size, self._size)
+        rows = Order(self.plan, 0).rows(np.arange(batch_rows))
+        return list(map(tf.convert_to_tensor, self._arrays.take(rows[:count])))
 
     def reset(self, epochs: int = 0) -> None:
         """Let the next epoch be the one after so many."""

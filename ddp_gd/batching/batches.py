@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Arrays, Signature
+from ddp_gd.batching.source import SAMPLED_ROWS
 from ddp_gd.batching.views import Selection
 from ddp_gd.errors import DataError
 
@@ -37,6 +38,7 @@ class Feed(Protocol):
         kind: what the data set is, for messages.
         signature: of every mini-batch.
         rows: of the first one.
+        sample: some of these.
         count: how many one pass has; None where nobody knows before it ends.
         threads: how many may be read at once.
         ahead: how many may be read before they are wanted.
@@ -48,6 +50,7 @@ class Feed(Protocol):
     kind: str
     signature: Signature
     rows: int
+    sample: Batch
     count: int | None
     threads: int
     ahead: int
@@ -124,6 +127,7 @@ class Like:
     Attributes:
         signature: of every mini-batch.
         rows: of the first one.
+        sample: some of these.
 
     Raises:
         DataError: one of them is no mini-batch.
@@ -139,6 +143,8 @@ class Like:
         self._class_weight, self._name, self._hint = class_weight, name, hint
         arrays = [self._arrays(place, item) for place, item in enumerate(first)]
         self.rows = arrays[0].rows
+        some = min(self.rows, SAMPLED_ROWS)
+        self.sample = Batch(some, arrays[0].take(np.arange(some)))
         self.signature: Signature = arrays[0].signature
         for place, found in enumerate(arrays):
             wider = _both(self.signature, found.signature)

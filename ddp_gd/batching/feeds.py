@@ -55,6 +55,7 @@ class Stream:
             hint = " Make mini-batches of single rows with .batch(batch_size)."
         self._like = Like(self._first, class_weight, self.name, hint)
         self.rows, self.signature = self._like.rows, self._like.signature
+        self.sample = self._like.sample
         if isinstance(x, tf.data.Dataset):
             specs = keras.tree.flatten(x.element_spec)
             dense_or_sparse = (tf.TensorSpec, tf.SparseTensorSpec)
@@ -169,6 +170,7 @@ class Numbered:
         peeked = [dataset[number] for number in range(min(2, self.count or 2))]
         self._like = Like(peeked, class_weight, self._number_in_words)
         self.rows, self.signature = self._like.rows, self._like.signature
+        self.sample = self._like.sample
         # An endless one has no order but that of its numbers.
         self._plan = None
         if self.count is not None:

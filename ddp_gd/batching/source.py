@@ -18,6 +18,18 @@ class Rows(NamedTuple):
     leaves: list[Tensor]
 
 
+SAMPLED_ROWS = 32
+
+
+def sampled_rows(batch_rows: int, micro_batch_size: int | None, size: int) -> int:
+    """How many rows of a global mini-batch `Source.sample` gives.
+
+    Every worker computes them at once: not many more than fit into its memory.
+    """
+    most = max(2, micro_batch_size) if micro_batch_size else max(8, -(-batch_rows // size))
+    return min(batch_rows, most, SAMPLED_ROWS)
+
+
 class Source(Protocol):
     """Rows of arrays (`array_source`) or of a data set (`item_source`), step by step.
 
@@ -44,6 +56,10 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, str]:
         """What must be the same on every worker, in words."""
+        ...
+
+    def sample(self) -> list[Tensor]:
+        """Some rows of the first step, the same on every worker. Collective."""
         ...
 
     def reset(self, epochs: int = 0) -> None:

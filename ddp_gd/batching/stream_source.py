@@ -26,9 +26,9 @@ from ddp_gd.batching.arrays import Signature
 from ddp_gd.batching.batches import Batch, Feed, digest, in_words
 from ddp_gd.batching.feeds import Stream
 from ddp_gd.batching.handing import Handing
-from ddp_gd.batching.plan import share_of
+from ddp_gd.batching.plan import Share, share_of
 from ddp_gd.batching.read_ahead import BYTES_AHEAD, ReadAhead
-from ddp_gd.batching.source import Rows, SameGraph, warn_of_an_early_end
+from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import DataError, MismatchError
@@ -124,6 +124,21 @@ class StreamSource:
             "steps_per_epoch": str(self._wanted),
             "seed": str(self.seed),
         }
+
+    def sample(self) -> list[Any]:
+        """Some rows of rank 0's first mini-batch."""
+        count = sampled_rows(self.batch_rows, self.micro_batch_size, self._size)
+        handing = Handing(
+            self._communicator, self.signature, lambda rows, size, rank: Share(0, rows, 0)
+        )
+        if self._rank > 0:
+            found = handing.receive()
+        else:
+            assert self._feed is not None
+            batch = Batch(count, [leaf[:count] for leaf in self._feed.sample.leaves])
+            found = handing.own([batch]) if self._size == 1 else handing.hand_out([batch])
+        assert found is not None
+        return found.leaves
 
     def reset(self, epochs: int = 0) -> None:
         """Let the next epoch be the one after so many."""

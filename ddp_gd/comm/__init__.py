@@ -3,12 +3,14 @@
 Importing this package loads none of TensorFlow, Horovod and mpi4py; opening a backend does.
 """
 
+import contextlib
 import importlib
 import sys
 
 from ddp_gd.comm import environment
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError, LaunchError
+from ddp_gd.loading import quietly
 
 _BACKENDS = {
     "horovod": "HorovodCommunicator",
@@ -38,7 +40,8 @@ def open_communicator(name: str = "auto") -> Communicator:
     if environment.launch().size == 1:
         return _open("single")
     try:
-        importlib.import_module("ddp_gd.comm.horovod")
+        with quietly():
+            importlib.import_module("ddp_gd.comm.horovod")
     except Exception as reason:  # an op library that does not load raises TensorFlow's own errors
         communicator = _open("mpi")
         if communicator.rank == 0:
@@ -49,7 +52,9 @@ def open_communicator(name: str = "auto") -> Communicator:
 
 def _open(name: str) -> Communicator:
     try:
-        backend = importlib.import_module(f"ddp_gd.comm.{name}")
+        # Importing mpi4py already waits for the other workers: whatever is said there is shown.
+        with quietly() if name == "horovod" else contextlib.nullcontext():
+            backend = importlib.import_module(f"ddp_gd.comm.{name}")
         communicator: Communicator = getattr(backend, _BACKENDS[name])()
     except LaunchError:
         raise

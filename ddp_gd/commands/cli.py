@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import tyro
 from ddp_gd import settings
 from ddp_gd.comm.environment import launch
 from ddp_gd.errors import DdpGdError, exit_status
+from ddp_gd.loading import quietly
 
 Options = TypeVar("Options")
 
@@ -32,12 +34,38 @@ _ARGUMENT = re.compile(
 )
 
 
+def start(config: type[Options], command: str, module: str) -> None:
+    """Run a command from its command line to its end.
+
+    Args:
+        config: a dataclass of its options.
+        command: its name, as in `python -m ddp_gd.COMMAND`.
+        module: it has the function `run`, which takes these options. It and all that it imports is
+            loaded when the command line is known to be right.
+    """
+    options = parse(config, command)
+    typed = shlex.join(["python", "-m", f"ddp_gd.{command}", *sys.argv[1:]])
+    os.environ.setdefault(settings.COMMAND, typed)  # a launcher may know better
+    if launch().rank == 0:
+        from ddp_gd.commands import beforehand  # it reads tables: not for --help
+
+        try:
+            beforehand.check(options)
+        except DdpGdError as error:
+            if settings.shows_traceback():
+                raise
+            print(f"ddp_gd: error: {translate(str(error), options)}", file=sys.stderr)
+            sys.exit(exit_status(error))
+    with quietly():
+        run = importlib.import_module(module).run
+    execute(run, options)
+
+
 def parse(config: type[Options], command: str) -> Options:
     """Read the command line of `python -m ddp_gd.COMMAND` into a dataclass of options.
 
     Of several workers, rank 0 says what is wrong with it.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about the CPU and absent GPUs
     prog = f"python -m ddp_gd.{command}"
     job = launch()
     if job.size > 1:
@@ -66,6 +94,17 @@ def execute(run: Callable[[Options], None], options: Options) -> None:
         if isinstance(error, DdpGdError):
             print(f"ddp_gd: error: {error}", file=sys.stderr)
         sys.exit(exit_status(error))
+
+
+def status_of(main: Callable[[], int]) -> int:
+    """Return the exit status of a command that has no options' class; say what is wrong."""
+    try:
+        return main()
+    except DdpGdError as error:
+        if settings.shows_traceback():
+            raise
+        print(f"ddp_gd: error: {error}", file=sys.stderr)
+        return exit_status(error)
 
 
 def translate(message: str, options: Any) -> str:

@@ -32,6 +32,9 @@ class TaskConfig:
     features: tuple[str, ...] = ()
     """Columns to predict from; default: all others."""
 
+    exclude: tuple[str, ...] = ()
+    """Columns not to predict from, in place of naming all --features."""
+
     sample_weight: str | None = None
     """Column with the weight of each row."""
 

@@ -7,7 +7,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ddp_gd.commands import models, result_folder
 from ddp_gd.commands.config import TrainConfig
 from ddp_gd.commands.task import Task
 from ddp_gd.job import bitwise, threads
+from ddp_gd.job.versions import version
 from ddp_gd.reporting import page
 from ddp_gd.reporting.plots import draw_losses
 from ddp_gd.reporting.records import RECORDS, TIMES, read_run
@@ -172,7 +172,7 @@ def _record(experiment: Experiment, model: keras.Model, final: Final) -> dict[st
 def versions() -> dict[str, str]:
     """The versions of Python and of what computes the results, by name."""
     names = ("ddp_gd", "tensorflow", "keras", "numpy", "mpi4py")
-    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    return {"python": platform.python_version(), **{n: version(n) for n in names}}
 
 
 def _target(experiment: Experiment) -> str:

@@ -12,17 +12,18 @@ from ddp_gd.batching.views import Selection
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.commands import models
+from ddp_gd.commands.beforehand import request_of
 from ddp_gd.commands.config import TrainConfig
 from ddp_gd.data import load, training_rows
 from ddp_gd.data.dataset import Dataset
 from ddp_gd.data.normalizer import Normalizer
 from ddp_gd.data.preprocessing import Preprocessing
-from ddp_gd.data.request import Request
 from ddp_gd.errors import ConfigError
 from ddp_gd.training.fit import fit
 
 Part = tuple[Selection, Selection, Selection | None]  # features, targets, weights
 
+_ROWS_AT_A_TIME = 2**20
 _CLASSES = "sparse_categorical_crossentropy"
 # Losses of classes: their targets are not normalised, and the built-in models give them logits.
 _CLASS_LOSSES = {
@@ -57,7 +58,7 @@ class Task:
         if config.loss != "auto":
             _find_loss(config.loss, config)
         self._config = config
-        self.dataset = load.fetch(_request(config), config.cache)
+        self.dataset = load.fetch(request_of(config), config.cache)
         self.loss = _loss_name(config, self.dataset)
         self.seed = agree.shared_seed(communicator, config.seed if seed is None else seed)
         self.seed %= 2**32
@@ -96,6 +97,16 @@ class Task:
         """Give the same as `data`, with targets that are not normalised."""
         return self._data(None)
 
+    def class_shares(self, part: str) -> np.ndarray:
+        """Return the share of each class in a part's rows, shape (classes,); reads all targets."""
+        _, targets, _ = self.data_in_own_units()[part]
+        counts = np.zeros(self.dataset.classes or 0, np.int64)
+        for start in range(0, len(targets), _ROWS_AT_A_TIME):
+            rows = np.arange(start, min(start + _ROWS_AT_A_TIME, len(targets)))
+            block = targets.take(rows).reshape(-1).astype(np.int64)
+            counts += np.bincount(block, minlength=len(counts))
+        return counts / len(targets)
+
     def build(self) -> keras.Model:
         """Build a model with the seed's initial weights; one of the user's may come compiled."""
         config = self._config
@@ -132,19 +143,6 @@ class Task:
             name: _rows(self.dataset, self.preprocessing, y_scaling, *part)
             for name, part in self._parts.items()
         }
-
-
-def _request(config: TrainConfig) -> Request:
-    return Request(
-        source=config.data,
-        target=config.target,
-        features=config.features or None,
-        sample_weight=config.sample_weight,
-        categorical=config.categorical,
-        missing=config.missing,
-        dtype=config.dtype,
-        image_size=config.image_size,
-    )
 
 
 def _rows(

@@ -15,9 +15,9 @@ from ddp_gd.commands.task import Task
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime
 from ddp_gd.reporting.times import Times
-from ddp_gd.training import snapshot
-from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.evaluate import evaluate
+from ddp_gd.training.saving import snapshot
+from ddp_gd.training.saving.checkpoint import Checkpoint
 
 # Rows of one step of the evaluation at the end.
 _EVALUATION_ROWS = 256
@@ -50,6 +50,7 @@ def run(config: TrainConfig) -> None:
     final = _evaluate(task, model)
     everyones = agree.gather_json(communicator, times.epochs)
     if leader:
+        _compare(final, task)
         folder = results.write(experiment, model, raw, history.history, final, everyones)
         results.conclude(experiment, model, final, folder)
 
@@ -106,16 +107,28 @@ def _about(task: Task, config: TrainConfig) -> dict[str, Any]:
     return about
 
 
+def _compare(final: dict[str, dict[str, float] | None], task: Task) -> None:
+    """Put beside an accuracy that of always naming the most frequent class of the training rows."""
+    if not task.is_classification or task.dataset.classes is None:
+        return
+    most = int(task.class_shares("training").argmax())
+    for part, values in final.items():
+        if values is not None and "accuracy" in values:
+            values["accuracy_of_the_most_frequent_class"] = float(task.class_shares(part)[most])
+
+
 def _evaluate(task: Task, trained: keras.Model) -> dict[str, dict[str, float] | None]:
     """Loss and metric of each part of the data in the data's own units; None if not finite."""
     model = models.in_target_units(trained, task.y_scaling)
-    metric = "accuracy" if task.is_classification else "mean_absolute_error"
+    metrics: list[Any] = ["accuracy" if task.is_classification else "mean_absolute_error"]
+    if not task.is_classification and task.dataset.targets.ndim == 2:
+        metrics.append(keras.metrics.R2Score(name="R2"))  # 0: no better than the mean
     final: dict[str, dict[str, float] | None] = {}
     floatx = keras.config.floatx()
     # float32 would forget the last digits of a column with a large mean, and overflow in squares.
     keras.config.set_floatx("float64")
     try:
-        model.compile(loss=trained.loss, metrics=[metric])
+        model.compile(loss=trained.loss, metrics=metrics)
         for part, (x, y, weights) in task.data_in_own_units().items():
             size = min(_EVALUATION_ROWS, len(x))
             try:

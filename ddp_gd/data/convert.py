@@ -30,7 +30,7 @@ from ddp_gd.settings import cache_folder, cache_limit
 
 # What is read in less than a second isn't kept.
 CACHED_FROM_BYTES = 8 * 2**20
-_FORMAT = 1  # of the cache's entries
+_FORMAT = 2  # of the cache's entries
 _TEMPORARY = "ddp_gd-data-"
 # Targets that are whole numbers from 0 on, each of them there, and no more than these: classes.
 _MOST_CLASSES = 1000
@@ -231,6 +231,7 @@ def _convert_table(source: Origin, folder: Path) -> Generator[float, None, Conve
         "classes": output.classes,
         "dropped": table.dropped,
         "missing": request.missing == "mean",
+        "missing_cells": table.missing,
     }
     return record, files
 

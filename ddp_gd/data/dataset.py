@@ -30,6 +30,7 @@ class Dataset:
         classes: how many classes the target has if it is one column of texts or booleans, or of
             whole numbers from 0 on, each of which occurs; else None.
         missing: whether missing numbers among the features are NaN.
+        missing_cells: how many there are.
         dropped: rows left out since a cell was missing.
         key: SHA-256 of everything that these arrays were made of.
 
@@ -49,6 +50,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
     missing: bool = False
+    missing_cells: int = 0
     dropped: int = 0
     key: str = ""
 
@@ -85,6 +87,7 @@ def open_prepared(record: dict[str, Any], source: str) -> Dataset:
         class_names=None if class_names is None else tuple(class_names),
         classes=record["classes"],
         missing=record.get("missing", False),
+        missing_cells=record.get("missing_cells", 0),
         dropped=record["dropped"],
         key=record["key"],
     )

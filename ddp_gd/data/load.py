@@ -20,6 +20,8 @@ from ddp_gd.data.request import Request
 from ddp_gd.job import runtime
 
 _TURN = 0.5  # seconds of work between two looks at the other workers
+# A column of texts is remarked on where there are more than so many, each in fewer rows than these.
+_FEW_TEXTS, _ROWS_OF_A_TEXT = 20, 4
 _SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
 
@@ -32,6 +34,7 @@ def load(
     missing: Literal["error", "drop", "mean"] = "error",
     dtype: str = "float64",
     cache: bool = True,
+    exclude: Sequence[str] = (),
     image_size: tuple[int, int] | None = None,
 ) -> Dataset:
     """Read a data set, of any size, into arrays that are mapped into memory.
@@ -68,6 +71,7 @@ def load(
         image_size: height and width to which images are resized (bilinear); None takes those of
             the first one.
         cache: False converts into a temporary folder, which is removed at once.
+        exclude: columns that are no features, in place of naming all that are.
 
     Returns:
         The data set; the same on every worker.
@@ -85,6 +89,7 @@ def load(
         categorical=tuple(categorical),
         missing=missing,
         dtype=dtype,
+        exclude=tuple(exclude),
         image_size=image_size,
     )
     return fetch(request, cache)
@@ -109,12 +114,29 @@ def fetch(request: Request, cache: bool = True) -> Dataset:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)  # what is mapped stays until it is closed
-    if communicator.rank == 0 and dataset.dropped:
-        sys.stderr.write(
-            f"ddp_gd: {request.name}: {dataset.dropped} rows with missing cells left out, "
-            f"{len(dataset.features)} kept\n"
-        )
+    if communicator.rank == 0:
+        sys.stderr.writelines(f"ddp_gd: {line}\n" for line in _remarks(request, dataset))
     return dataset
+
+
+def _remarks(request: Request, dataset: Dataset) -> Iterator[str]:
+    """What was done to the data that the user may not expect."""
+    rows = len(dataset.features)
+    if dataset.dropped:
+        yield f"{request.name}: {dataset.dropped} rows with missing cells left out, {rows} kept"
+    if dataset.missing_cells:
+        yield (
+            f"{request.name}: {dataset.missing_cells} missing cells are filled with the mean of "
+            "their column's training rows"
+        )
+    for place, texts in dataset.categories.items():
+        name = dataset.feature_names[place]
+        if request.targets_needed and len(texts) > max(_FEW_TEXTS, rows / _ROWS_OF_A_TEXT):
+            yield (
+                f"warning: column {name!r} holds {len(texts)} different texts in {rows} rows, and "
+                "each becomes a feature of its own. If it names rows (a date, an id) rather than "
+                f"describing them, leave it out: exclude {name!r}."
+            )
 
 
 def _open_on_all(communicator: Communicator, name: str, record: dict[str, Any] | None) -> Dataset:

@@ -165,7 +165,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _refuse_columns(request: Request, source: str) -> None:
-    for name in ("target", "features", "sample_weight", "categorical"):
+    for name in ("target", "features", "exclude", "sample_weight", "categorical"):
         if value := getattr(request, name):
             value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
             raise DataError(
@@ -175,8 +175,10 @@ def _refuse_columns(request: Request, source: str) -> None:
 
 
 def _npy_source(paths: list[Path], request: Request) -> Origin:
-    if request.features or request.categorical:
-        raise DataError(f"{paths[0]} has no named columns: leave out features and categorical.")
+    if request.features or request.exclude or request.categorical:
+        raise DataError(
+            f"{paths[0]} has no named columns: leave out features, exclude and categorical."
+        )
     if len(paths) > 1 or len(request.target) != int(request.targets_needed):
         raise DataError(
             f"{request.name} holds features: name one .npy file, and the one of the targets as the "

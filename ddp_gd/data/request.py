@@ -17,6 +17,7 @@ class Request:
         source: files, folders, or one data set of another kind.
         target: columns to predict, or a file of them.
         features: columns, in this order; None for all but the others named here.
+        exclude: columns that are no features, where `features` leaves that open.
         sample_weight: column of each row's weight, or a file of them.
         categorical: columns to take as categories although they hold numbers.
         missing: as in `load`.
@@ -29,6 +30,7 @@ class Request:
     source: tuple[str | Path, ...]
     target: tuple[str, ...] = ()
     features: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
     sample_weight: str | None = None
     categorical: tuple[str, ...] = ()
     missing: Literal["error", "drop", "mean"] = "error"

@@ -30,6 +30,7 @@ class Table:
         categories: texts of each column that isn't numbers, in the order of their appearance, with
             their numbers; complete when all blocks have been read.
         dropped: rows left out so far, since a cell was missing.
+        missing: numbers of features that were missing so far, and are NaN.
     """
 
     paths: Sequence[Path]
@@ -38,6 +39,7 @@ class Table:
     features: int
     categories: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: int = 0
+    missing: int = 0
 
     def __post_init__(self) -> None:
         self.names = list(self.kinds)
@@ -112,6 +114,8 @@ class Table:
             kept = ~missing.any(axis=1)
             self.dropped += int((~kept).sum())
             return [column.filter(pa.array(kept)) for column in columns]
+        numbers = [self.kinds[name] == "number" for name in self.names[: self.features]]
+        self.missing += int(missing[:, : self.features][:, numbers].sum())
         needed = missing[:, self.features :].any(axis=0)
         if needed.any():
             name = self.names[self.features + int(needed.argmax())]
@@ -208,12 +212,17 @@ def _choose(header: list[str], request: Request, path: Path) -> tuple[list[str],
     """The columns to read, and how many of them are features."""
     columns = ", ".join(map(repr, header[:30])) + (", ..." if len(header) > 30 else "")
     others = [*request.target, *([request.sample_weight] if request.sample_weight else [])]
-    for name in [*others, *request.categorical, *(request.features or ())]:
+    for name in [*others, *request.categorical, *request.exclude, *(request.features or ())]:
         if name not in header:
             raise DataError(f"{path} has no column {name!r}; its columns are {columns}.")
     features = request.features
+    if features is not None and request.exclude:
+        raise DataError(
+            f"exclude={list(request.exclude)} and features={list(features)} say one thing twice: "
+            "name the columns that you want, or those that you don't."
+        )
     if features is None:
-        features = tuple(n for n in header if n not in others)
+        features = tuple(n for n in header if n not in (*others, *request.exclude))
     chosen = [*features, *others]
     for name, count in sorted(Counter(chosen).items()):
         if count > 1:

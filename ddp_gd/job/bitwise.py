@@ -7,7 +7,6 @@ be the same on every worker.
 
 import hashlib
 import os
-from importlib import metadata
 from pathlib import Path
 
 import keras
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import threads
+from ddp_gd.job.versions import version
 
 
 def fix_bits(local_size: int) -> None:
@@ -46,9 +46,9 @@ def facts() -> dict[str, str]:
     one_dnn = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(prefixes)}
     return {
         "processor": _processor(),
-        "tensorflow": metadata.version("tensorflow"),
-        "keras": metadata.version("keras"),
-        "numpy": metadata.version("numpy"),
+        "tensorflow": version("tensorflow"),
+        "keras": version("keras"),
+        "numpy": version("numpy"),
         "oneDNN settings": str(one_dnn or "default"),
         "floatx": keras.config.floatx(),
         "intra-op threads": str(tf.config.threading.get_intra_op_parallelism_threads()),

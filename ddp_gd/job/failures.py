@@ -2,13 +2,40 @@
 
 import socket
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from ddp_gd import settings
 from ddp_gd.errors import DdpGdError, exit_status
+
+# Where libraries lie, this one too.
+_ELSEWHERE = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platlib", "purelib")),
+)
+
+
+def show_briefly() -> None:
+    """Let an error of this package end this process with its message, not with a traceback.
+
+    The message says what to do; of the many functions in between the user's own line alone helps.
+    """
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, DdpGdError) or settings.shows_traceback():
+            sys.__excepthook__(kind, error, trace)
+            return
+        own = [
+            e for e in traceback.extract_tb(trace) if not e.filename.startswith(("<", *_ELSEWHERE))
+        ]
+        where = f"    {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}\n" if own else ""
+        sys.stderr.write(f"ddp_gd: error: {error}\n{where}")
+
+    sys.excepthook = show
 
 
 def end_job_on_exception(

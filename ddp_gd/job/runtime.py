@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import keras
@@ -19,9 +18,11 @@ from ddp_gd.comm.environment import launch
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import gpus, start_limit, threads
 from ddp_gd.job.bitwise import fix_bits
-from ddp_gd.job.failures import end_job_on_exception
+from ddp_gd.job.failures import end_job_on_exception, show_briefly
 from ddp_gd.job.peers import introduction
+from ddp_gd.job.versions import version
 from ddp_gd.job.watch import PATIENCE, Watch
+from ddp_gd.loading import quietly
 from ddp_gd.settings import stall_seconds
 
 
@@ -55,6 +56,8 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
     """
     global _job
     if _job is None:
+        if sys.excepthook is sys.__excepthook__:
+            show_briefly()
         _job = _join(backend, bitwise)
     elif (backend, bitwise) != (_job.backend, _job.bitwise):
         raise ConfigError(
@@ -104,7 +107,8 @@ def _join(backend: str, bitwise: bool) -> _Job:
         )
     communicator = _meet(backend)
     # Opening it ran no TensorFlow op; agreeing does.
-    gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
+    with quietly():  # TensorFlow looks for GPUs
+        gpus.take_one(communicator.local_rank, communicator.local_size, bitwise)
     if bitwise:
         fix_bits(communicator.local_size)
     else:
@@ -151,6 +155,6 @@ def _program_facts(backend: str, bitwise: bool) -> dict[str, str]:
         "program": f"{script.name} (sha256 {content})",
         "arguments": json.dumps(sys.argv[1:]),
         "Python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("ddp_gd", "tensorflow", "keras", "numpy")},
+        **{name: version(name) for name in ("ddp_gd", "tensorflow", "keras", "numpy")},
         "ddp_gd.init": f"backend={backend!r}, bitwise={bitwise}",
     }

@@ -48,6 +48,12 @@ class Section:
     tables: Sequence[PageTable] = ()
 
 
+_BASELINES = (
+    "To compare with: an R2 of 0 is what always predicting the mean gives, 1 is without error; an "
+    "accuracy is as good as naming the most frequent class where it equals that class's share."
+)
+
+
 def report(run: Run) -> str:
     """The page about one training."""
     record = run.record
@@ -65,19 +71,20 @@ def report(run: Run) -> str:
     )
     end = Section(
         "Result",
-        texts=["Fingerprint (SHA-256 of the weights; equal means equal to the last bit):"],
-        commands=[record["fingerprint"]],
+        texts=[_BASELINES],
         tables=[_finals([run])] if record["final"] else [],
     )
     origin = Section(
         "Made with",
+        texts=["Fingerprint (SHA-256 of the weights; equal means equal to the last bit):"],
+        commands=[record["fingerprint"]],
         tables=[
             _facts_table(record["versions"], "Versions"),
             _facts_table(record["what_the_bits_depend_on"], "What the last bits depend on"),
             _facts_table(record["config"], "Every option"),
         ],
     )
-    sections = [settings, end, _curves([run]), _workers(run), _time(run), origin]
+    sections = [end, _curves([run]), _workers(run), _time(run), settings, origin]
     return _render(f"Training {run.folder.name}", sections)
 
 
@@ -161,7 +168,7 @@ def _finals(runs: Sequence[Run]) -> PageTable:
         for name in dict.fromkeys(name for value in values for name in value):
             numbers = [value.get(name) for value in values]
             cells = [f"{n:.6g}" if is_finite(n) else "not a finite number" for n in numbers]
-            rows.append([f"{part} {name}", *cells])
+            rows.append([f"{part} {name}".replace("_", " "), *cells])
     head = _numbers(runs) if len(runs) > 1 else []
     normalised = any("normalised" in run.record["unit"] for run in runs)
     return PageTable(rows, head, "At the end" + ", in the target's own units" * normalised)

@@ -115,7 +115,7 @@ def draw_times(workers: Sequence[Mapping[str, float]]) -> Figure:
         )
         left = left + seconds
     axes.set_xlim(left=0)
-    _finish(figure, len(workers), "seconds an epoch")
+    _finish(figure, len(workers), "seconds of a mean epoch")
     figure.legend(loc="outside upper center", ncols=3)
     return figure
 
@@ -126,7 +126,8 @@ def _figure_for(workers: int, legend: bool = False) -> Figure:
 
 def _finish(figure: Figure, workers: int, x: str) -> None:
     (axes,) = figure.axes
-    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=20, integer=True))
+    # One tick a worker: a locator would put fractions between few of them.
+    axes.set_yticks(range(0, workers, 1 + workers // 20))
     axes.set_ylim(workers - 0.5, -0.5)
     axes.set_axisbelow(True)
     plot_style.finish(axes, x, "worker")

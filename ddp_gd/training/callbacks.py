@@ -12,7 +12,7 @@ from ddp_gd import settings
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 from ddp_gd.training.loop import Instrument, Loop
 from ddp_gd.training.trace import Tracer
 
@@ -201,6 +201,8 @@ def _verbosity(verbose: int | str, communicator: Communicator) -> int:
     if verbose == "auto":
         # mpirun gives its processes a terminal of their own, whatever stands behind it.
         return 1 if communicator.size == 1 and sys.stdout.isatty() else 2
+    if verbose == 1 and not (sys.stdout.isatty() or "ipykernel" in sys.modules):
+        return 2  # a file of control characters helps nobody
     return int(verbose)
 
 

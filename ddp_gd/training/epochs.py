@@ -10,16 +10,17 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+from ddp_gd import settings
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import MismatchError
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.loop import Loop
-from ddp_gd.training.saver import Saver
-from ddp_gd.training.snapshot import Position, Snapshot
+from ddp_gd.training.saving.saver import Saver
+from ddp_gd.training.saving.snapshot import Position, Snapshot
 
 
 @dataclasses.dataclass
@@ -188,14 +189,24 @@ class Epochs:
         by_hand = agree.any_worker(self.communicator, received == signal.SIGINT)
         if self.saver is not None:
             path = self.saver.save(position, logs, stopped)
-            name = signal.Signals(received or (signal.SIGINT if by_hand else signal.SIGTERM)).name
+            number = received or (signal.SIGINT if by_hand else signal.SIGTERM)
+            # SIGUSR1 is what launchers hand on, whatever they were sent.
+            by = "as asked" if number == signal.SIGUSR1 else f"by {signal.Signals(number).name}"
             sys.stderr.write(
-                f"ddp_gd: stopped by {name} after {position}; saved in {path}. Go on with resume.\n"
+                f"ddp_gd: stopped {by} after {position}; saved in {path}. {_go_on()}\n"
             )
         self.communicator.barrier()
         if by_hand and self.communicator.size == 1:
             raise KeyboardInterrupt
         sys.exit(128 + (signal.SIGINT if by_hand else signal.SIGTERM))
+
+
+def _go_on() -> str:
+    """Say how to go on: with the command that was typed, if one was."""
+    typed = settings.command()
+    if not typed:
+        return "Go on with Checkpoint(..., resume=True)."
+    return f"Go on: {typed}" + " --resume" * ("--resume" not in typed.split())
 
 
 class BatchHooks:

@@ -8,7 +8,7 @@ import keras
 from ddp_gd.batching import sources
 from ddp_gd.job import runtime
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.step import keras_private
+from ddp_gd.steps import keras_private
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import evaluation
@@ -53,7 +53,7 @@ def evaluate(
     wanted = sources.steps_of(model, "steps", steps)
     data = (x, y, sample_weight)
     source = sources.for_evaluation(communicator, data, batch_size, steps=wanted, read=read)
-    identity.build(model, source.signature)
+    identity.build(model, source.signature, training=False)
     identity.require_same(communicator, model, source, {"return_dict": return_dict})
     replicas.synchronize(communicator, model)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs=1, steps=source.steps)

@@ -1,5 +1,6 @@
 """`fit`: Keras's training over global mini-batches, at any number of workers."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -13,12 +14,13 @@ from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.job.signals import Interrupts
-from ddp_gd.training import identity, snapshot
+from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
-from ddp_gd.training.checkpoint import Checkpoint
 from ddp_gd.training.epochs import Epochs
 from ddp_gd.training.loop import open_loop
-from ddp_gd.training.saver import Saver
+from ddp_gd.training.saving import snapshot
+from ddp_gd.training.saving.checkpoint import Checkpoint
+from ddp_gd.training.saving.saver import Saver
 
 
 def fit(
@@ -140,10 +142,13 @@ def fit(
     if saved is not None:
         saved.require_same(facts)
         saved.warn_of_other_bits(communicator)
+        if communicator.rank == 0 and checkpoint is not None:
+            where = f"the newest checkpoint in {checkpoint.directory}"
+            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
 
-    _require_one_optimizer(model, checkpoint)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
     stop_on_nan = terminate_on_nan and not hooks.deal_with_nan()
+    replicas.synchronize(communicator, model)
     loop = open_loop(communicator, model, source, stop_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
@@ -198,16 +203,6 @@ def _limited(epochs: int) -> int:
         warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
         return most
     return epochs
-
-
-def _require_one_optimizer(model: keras.Model, checkpoint: Checkpoint | None) -> None:
-    """Refuse to save a training of which the state of an optimizer would be left out."""
-    for name, value in vars(model).items() if checkpoint is not None else ():
-        if isinstance(value, keras.optimizers.Optimizer) and value is not model.optimizer:
-            raise ConfigError(
-                f"A checkpoint holds the state of model.optimizer alone, and model.{name} is an "
-                "optimizer, too. Leave checkpoint out."
-            )
 
 
 def _require_frequency(validation_freq: Any) -> None:

@@ -1,5 +1,6 @@
 """What a model is, in words: built on the data, and compared between the workers."""
 
+import functools
 import hashlib
 import json
 import re
@@ -16,20 +17,34 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import bitwise, runtime
-from ddp_gd.step import keras_private
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.whole import keras_step
+from ddp_gd.training import replicas
 
 
-def build(model: keras.Model, signature: Signature) -> None:
+def build(model: keras.Model, signature: Signature, training: bool = True) -> None:
     """Create every variable of the model, its metrics and its optimizer, as `fit` would.
 
     Raises:
         ConfigError: the model isn't compiled.
-        ValueError: Keras's own, when the data don't fit the model.
+        ValueError, RuntimeError: Keras's own, when the data don't fit the model.
     """
     if not model.compiled:
         raise ConfigError("The model is not compiled; call model.compile(optimizer, loss) first.")
-    specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
-    keras_private.build(model, signature.unpack(specs))
+    step = functools.partial(keras_step, model, signature, training)
+    if not keras_private.overrides(model, training):
+        specs = [keras.KerasTensor(spec.shape, spec.dtype.name) for spec in signature.specs]
+        try:
+            keras_private.build(model, signature.unpack(specs))
+            return
+        except (ValueError, RuntimeError) as error:
+            # Keras calls the model as for inference, where some layers give other shapes.
+            try:
+                graph.inlined(step, signature.specs)
+                return
+            except Exception:  # the same is wrong with it, in words about a graph
+                raise error from None
+    graph.inlined(step, signature.specs)
 
 
 def require_same(
@@ -148,8 +163,10 @@ def _facts(model: keras.Model, source: Source, settings: dict[str, Any]) -> dict
     facts |= bitwise.facts() if runtime.is_bitwise() else {}
     facts |= source.describe()
     facts |= model_facts(model)
-    config = keras.saving.serialize_keras_object(model.optimizer)
-    facts["optimizer"] = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
+    for number, optimizer in enumerate(replicas.optimizers(model)):
+        config = keras.saving.serialize_keras_object(optimizer)
+        words = json.dumps(config, sort_keys=True, default=lambda o: type(o).__name__)
+        facts[f"optimizer {number + 1}" if number else "optimizer"] = words
     facts["losses and metrics"] = " ".join(
         [
             f"{type(loss).__name__} {loss.name} {_settings(loss)}"

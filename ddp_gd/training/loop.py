@@ -11,7 +11,7 @@ from ddp_gd.batching.source import Rows, Source
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
-from ddp_gd.step.step import Steps
+from ddp_gd.steps.step import Steps
 
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
@@ -200,12 +200,19 @@ def open_loop(
     *,
     training: bool,
 ) -> Loop:
-    """Compile the model's steps for the rows of `source`."""
+    """Compile the model's steps for the rows of `source`. Collective.
+
+    The model's variables must be the same on every worker.
+
+    Raises:
+        ModelError: the model can't be trained like this.
+    """
     bitwise = runtime.is_bitwise()
     steps = Steps(
         model,
         communicator,
         source.signature,
+        source.sample(),
         micro_batch_size=source.micro_batch_size,
         empty_shares=source.has_empty_shares(communicator.size),
         training=training,

@@ -11,10 +11,10 @@ import numpy as np
 
 from ddp_gd.comm.base import Communicator
 from ddp_gd.job import bitwise, runtime
-from ddp_gd.step import graph
-from ddp_gd.step.state import other_variables
+from ddp_gd.steps import graph
+from ddp_gd.steps.state import other_variables
 from ddp_gd.training.loop import Instrument, Loop
-from ddp_gd.training.replicas import fingerprint
+from ddp_gd.training.replicas import fingerprint, optimizers
 
 _SAMPLES = 16
 
@@ -75,7 +75,9 @@ class Tracer(Instrument):
     def _variables(self) -> dict[str, list[Any]]:
         variables = [*self.model.trainable_variables, *other_variables(self.model)]
         named: dict[str, list[Any]] = {}
-        for variable in [*variables, *self.model.optimizer.variables]:
+        for optimizer in optimizers(self.model):
+            variables += optimizer.variables
+        for variable in variables:
             value = keras.ops.convert_to_numpy(variable)
             flat = value.reshape(-1)
             places = np.linspace(0, flat.size - 1, min(_SAMPLES, flat.size)).astype(int)

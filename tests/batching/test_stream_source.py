@@ -181,7 +181,7 @@ def test_the_next_item_is_read_while_this_one_computes() -> None:
 
 def test_items_are_read_in_as_many_threads_as_wanted() -> None:
     """`workers=2` reads two items at once."""
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=600)
 
     class Dataset(Listed):
         def __getitem__(self, index: int) -> Any:

@@ -218,7 +218,7 @@ def test_saved_model_predicts_the_same_in_plain_keras(tmp_path):
         "np.save('y.npy', model(np.load('x.npy')))\n"
         "assert not any(name.startswith('ddp_gd') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=600)
     difference = np.load(tmp_path / "y.npy") - wrapped(features).numpy()
     np.testing.assert_allclose(difference / by_target.scale, 0, atol=2e-6)
 

@@ -16,12 +16,13 @@ from run_command import run_command
 import ddp_gd
 from ddp_gd.batching.split import RandomSplit
 from ddp_gd.commands.config import StudyConfig
-from ddp_gd.commands.study import summary, worker
+from ddp_gd.commands.study import plot, summary, worker
 from ddp_gd.commands.study.folder import StudyFolder
 from ddp_gd.commands.study.plot import draw_study
 from ddp_gd.commands.study.trials import Result, Trial, setting
 from ddp_gd.data.normalizer import Normalizer
 from ddp_gd.errors import ConfigError
+from ddp_gd.reporting import plot_style
 
 # Two batch sizes at two rates, one of which lets the smaller batches diverge.
 GRID = ["--batch-sizes", "20", "full", "--lr", "0.05", "30", "--optimizers", "sgd"]
@@ -222,6 +223,25 @@ def test_any_results_can_be_drawn(results, tmp_path):
     """Divergence alone, huge and negative losses make a picture without a warning."""
     draw_study(results, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"),
+    [
+        ([20, 30], ["20", "30"]),
+        ([32], ["32"]),
+        ([1, 4, 20, 100, 397], ["1", "4", "20", "100", "397"]),
+        ([8, 9, 10, 100], ["8", "100"]),  # what would overlap is left out
+    ],
+)
+def test_the_axis_of_batch_sizes_shows_those_that_were_tried(sizes: list[int], shown: list[str]):
+    """However few they are, no label lies on another."""
+    axes = plot_style.new_figure(4, 3).subplots()
+    axes.plot(sizes, sizes)
+    plot._log_axis(axes, sizes)
+    axes.figure.draw_without_rendering()
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == shown
+    assert not list(axes.xaxis.get_minorticklocs())
 
 
 @pytest.mark.parametrize(

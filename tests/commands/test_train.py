@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -317,11 +316,13 @@ def test_optimizer_options_reach_the_update(command, folder):
 
 
 def test_help_is_quick_and_complete():
-    """--help answers before TensorFlow could have been loaded, with every option."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "ddp_gd.train", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - began < 3
+    """--help answers without TensorFlow, with every option."""
+    command = [sys.executable, "-X", "importtime", "-m", "ddp_gd.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tyro" in loaded
+    assert loaded.isdisjoint({"tensorflow", "keras", "mpi4py", "pyarrow"})
+    shown = done.stdout
     assert shown.count("(default:") == len(re.findall(r"│ --[a-z]", shown)) > 15
 
 
@@ -431,13 +432,11 @@ def test_two_workers_say_it_once(arguments, message, folder):
 @pytest.mark.timed
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupt_ends_quickly_and_quietly(workers, folder):
-    """Ctrl-C ends all workers within seconds, not successfully, without a traceback."""
-    arguments = ["-m", "ddp_gd.train", "--epochs", "100000", "--batch-size", "1"]
-    bin_folder = Path(sys.executable).parent
-    start = [str(bin_folder / "horovodrun"), "-np", "2"] if workers == 2 else []
+    """Ctrl-C lets all workers save within seconds; what is said is where, and how to go on."""
+    arguments = ["--epochs", "100000", "--batch-size", "1", "--checkpoint", "saved"]
+    arguments += ["-np", "2"] if workers == 2 else []
     with subprocess.Popen(
-        [*start, sys.executable, *arguments],
-        env=os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"},
+        [sys.executable, "-m", "ddp_gd", "train", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -456,6 +455,8 @@ def test_interrupt_ends_quickly_and_quietly(workers, folder):
             os.killpg(process.pid, signal.SIGKILL)
             raise
     assert time.monotonic() - began < 10
-    assert process.returncode != 0
-    assert "Traceback" not in rest
-    assert not list(folder.iterdir())
+    assert process.returncode == 130
+    (said,) = [line for line in rest.splitlines() if not line.startswith("Epoch ")]
+    assert said.startswith("ddp_gd: stopped ")
+    assert said.endswith(f"Go on: ddp-gd train {' '.join(arguments)} --resume")
+    assert [path.name for path in folder.iterdir()] == ["saved"]

@@ -355,3 +355,47 @@ def test_weights_that_leave_nothing_are_refused(tmp_path):
         np.savez(tmp_path / "t.npz", x=np.ones((3, 1)), y=np.ones(3), sample_weight=weights)
         with pytest.raises(DataError, match=message):
             ddp_gd.load(tmp_path / "t.npz")
+
+
+def test_columns_left_out(tmp_path: Path) -> None:
+    """What `exclude` names is no feature; all else is, in the order of the file."""
+    found = ddp_gd.load(write(tmp_path, MIXED), "price", exclude=["zip", "weight"])
+    assert found.feature_names == ("age", "town", "member")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"exclude": ["nowhere"]}, "has no column 'nowhere'"),
+        ({"exclude": ["zip"], "features": ["age"]}, r"exclude=\['zip'\] and features=\['age'\]"),
+        ({"exclude": ["age", "town", "member", "zip", "weight"]}, "has only its target column"),
+    ],
+)
+def test_columns_that_can_not_be_left_out(options: dict, said: str, tmp_path: Path) -> None:
+    """They are named."""
+    with pytest.raises(DataError, match=said):
+        ddp_gd.load(write(tmp_path, MIXED), "price", **options)
+
+
+@pytest.mark.parametrize(("days", "remarked"), [(120, True), (31, True), (30, False), (4, False)])
+def test_a_column_that_names_rows(
+    days: int, remarked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A date becomes a feature for each day: said, with the column's name and the remedy."""
+    rows = "".join(f"{i},day {i % days},{i % 3}.5\n" for i in range(120))
+    ddp_gd.load(write(tmp_path, f"a,day,y\n{rows}"), "y")
+    said = capsys.readouterr().err
+    expected = (
+        f"ddp_gd: warning: column 'day' holds {days} different texts in 120 rows, and each becomes "
+        "a feature of its own. If it names rows (a date, an id) rather than describing them, leave "
+        "it out: exclude 'day'.\n"
+    )
+    assert said == (expected if remarked else "")
+
+
+def test_filled_cells_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Missing numbers of features; a missing text is a category, and no number."""
+    content = "a,b,town,y\n1,,Bern,1\n,,Bern,2\n3,4,,3\n5,6,Bern,4\n"
+    found = ddp_gd.load(write(tmp_path, content), "y", missing="mean")
+    assert found.missing_cells == np.isnan(found.features).sum() == 3
+    assert "3 missing cells are filled with the mean of their column's" in capsys.readouterr().err

@@ -64,7 +64,9 @@ _MISSING = {
 }
 # Where these ask a training to stop, which exit status that leads to.
 ASKED = {"SIGTERM": 143, "SIGUSR1": 143, "SIGINT": 130}
-_STOPPED = re.compile(r"^ddp_gd: stopped by (\w+) after .+; saved in (\S+)\. Go on", re.M)
+_STOPPED = re.compile(
+    r"^ddp_gd: stopped (?:by (\w+)|as asked) after .+; saved in (\S+)\. Go on", re.M
+)
 _DEATHS = ("os._exit(3)", "os._exit(0)", "SIGKILL", "SIGSEGV")
 WAITED_FOR = tuple(_MISSING)
 
@@ -97,7 +99,7 @@ def launchers(text: str) -> list[Blame]:
 def saved(text: str) -> tuple[str, str] | None:
     """By which signal a training says that it was stopped, and in which file it is saved."""
     found = _STOPPED.findall(_TAG.sub("", text))
-    return found[0] if len(found) == 1 else None
+    return (found[0][0] or "SIGUSR1", found[0][1]) if len(found) == 1 else None
 
 
 def wrong(kind: str, phase: str, rank: int, host: str, text: str) -> str | None:

@@ -90,7 +90,7 @@ def test_who_is_missing_at_the_start_is_named(
     case: Case, jobs: dict[Case, subprocess.Popen[str]]
 ) -> None:
     """Once, with its process, its host and what is wrong with it."""
-    out, err = jobs[case].communicate(timeout=60)
+    out, err = jobs[case].communicate(timeout=600)
     assert err.count("ddp_gd: error: ") == 1, err
     assert case.said.format(*out.split(), host=os.uname().nodename) in err
 
@@ -107,7 +107,7 @@ def test_nobody_is_blamed_where_others_cannot_be_seen() -> None:
         env=os.environ | place | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=600,
         check=False,
     )
     assert job.returncode == 1
@@ -120,5 +120,7 @@ def test_a_start_in_time_has_no_end_afterwards() -> None:
         "import time\nfrom ddp_gd.job import start_limit\n"
         "for seconds in (0.2, 0):\n    with start_limit.limit(seconds): pass\ntime.sleep(1)"
     )
-    job = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=50, check=False)
+    job = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, timeout=600, check=False
+    )
     assert (job.returncode, job.stderr) == (0, b"")

@@ -63,7 +63,7 @@ def run(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -113,6 +113,8 @@ def test_help(script: str, tmp_path: Path) -> None:
         ("train.sh", ["-np", "0"], "'0'"),
         ("train.sh", ["-np", "two"], "'two'"),
         ("train.sh", ["-np", "1; true"], "'1; true'"),
+        ("train.sh", ["--epochs", "2", "--np", "x"], "'x'"),
+        ("train.sh", ["--epochs", "2", "-n"], "''"),
         ("setup.sh", ["--requires-horovod"], "'--requires-horovod'"),
         ("cpu_mpi.sh", ["-np", "-1"], "'-1'"),
         ("cpu_mpi.sh", ["--hosts", "a:4,-x"], "'a:4,-x'"),
@@ -161,8 +163,8 @@ def test_set_up_of_another_checkout_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "prefix", "workers"),
     [
-        ("train.sh", [], 1),
-        ("train.sh", ["-np", "2"], 2),
+        ("train.sh", ["--"], 1),
+        ("train.sh", ["-np", "2", "--"], 2),
         ("cpu_mpi.sh", ["-np", "2", "--logs", "logs", "--"], 2),
         ("cpu_mpi.sh", ["-np", "1", "--launcher", "horovodrun", "--logs", "logs", "--"], 1),
     ],
@@ -188,7 +190,9 @@ def test_arguments_arrive_unchanged(
             assert sorted(log.splitlines()) == [f"an error of rank {rank}", f"this is rank {rank}"]
 
 
-@pytest.mark.parametrize("prefix", [[], ["-np", "2"]], ids=["one-process", "two-workers"])
+@pytest.mark.parametrize(
+    "prefix", [[], ["-np", "2"], ["--lr=1", "-n", "2"]], ids=["one-process", "two", "anywhere"]
+)
 def test_exit_status_is_the_programs(
     stand_in: dict[str, str], tmp_path: Path, prefix: list[str]
 ) -> None:
@@ -439,7 +443,7 @@ def test_signal_ends_every_worker(
         workers = [entry[0] for entry in seen(stand_in).values()]
         assert len(workers) == 2
         job.send_signal(number)
-        assert job.wait(timeout=30) == 128 + number
+        assert job.wait(timeout=600) == 128 + number
         assert list(Path(stand_in["SEEN"]).glob("*.saved"))
     # mpirun kills them and does not wait for the system to clear them away.
     deadline = time.monotonic() + 10
@@ -448,3 +452,14 @@ def test_signal_ends_every_worker(
     ):
         time.sleep(0.1)
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [([], "bash launch/s.sh"), (["a b", "$x"], r"bash launch/s.sh a\ b \$x"), (["x" * 5000], "")],
+)
+def test_what_was_typed(arguments: list[str], typed: str, tmp_path: Path) -> None:
+    """A message names it as a shell reads it back; one that nobody would read is left out."""
+    script = tmp_path / "s.sh"
+    script.write_text(f'. \'{LAUNCH}/lib.sh\'\nwas_typed "$@"\nprintf %s "$DDP_GD_COMMAND"\n')
+    assert run(script, *arguments).stdout == typed

@@ -38,7 +38,7 @@ def run(script: Path, *arguments: str, path: Path, **more: str) -> subprocess.Co
         cwd=path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -18,7 +18,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     environ |= {"VIRTUAL_ENV": sys.prefix, **more}
     command = ["bash", str(LAUNCH / "slurm.sbatch"), *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
 
 
 def test_dry_run() -> None:

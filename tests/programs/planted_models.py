@@ -221,7 +221,7 @@ def tensorflow_stateful() -> Case:
     return drawing(lambda x: tf.random.normal(tf.shape(x), seed=5))
 
 
-@planted("on every worker", "gives row")
+@planted("another time")
 def numpy_generator() -> Case:
     def draw(x: Any) -> Any:
         r = np.random.default_rng(ddp_gd.rank())

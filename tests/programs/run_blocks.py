@@ -8,6 +8,7 @@ Blocks of a page share a namespace and an empty folder.
 import contextlib
 import io
 import json
+import linecache
 import os
 import sys
 import tempfile
@@ -25,7 +26,10 @@ for page, blocks in pages.items():
             out = io.StringIO()
             try:
                 # Line numbers are those of the page.
-                program = compile("\n" * line + code, page, "exec")
+                text = "\n" * line + code
+                program = compile(text, page, "exec")
+                # For what asks for the source of a function, as in a notebook.
+                linecache.cache[page] = (len(text), None, text.splitlines(True), page)
                 with contextlib.redirect_stdout(out):
                     exec(program, names)
             except BaseException:

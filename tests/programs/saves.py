@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_gd.training.checkpoint_files import Folder
+from ddp_gd.training.saving.checkpoint_files import Folder
 
 folder, step = Folder(Path(sys.argv[1])), int(sys.argv[2])
 arrays = {"weights": np.full((300, 100), step, np.float32), "step": np.array(step)}

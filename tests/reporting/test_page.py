@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     arguments = ["--epochs", "4", "--batch-size", "30", "--seed", "1", "--out", str(out)]
     timeline = {"HOROVOD_TIMELINE": str(folder / "timeline.json")}
     done = run_job(
-        2, ["-m", "ddp_gd.train", *arguments, "--tensorboard"], env=timeline, timeout=300
+        2, ["-m", "ddp_gd.train", *arguments, "--tensorboard"], env=timeline, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -122,6 +122,9 @@ def test_page_says_what_was_done(trained):
     last = [plan.share(13, worker, 2) for worker in (0, 1)]
     assert page.row("0") == ["1 to 15 (15)", f"1 to {last[0].stop} ({last[0].stop})"]
     assert page.row("validation loss") == [f"{record['final']['validation']['loss']:.6g}"]
+    assert page.row("validation R2") == [f"{record['final']['validation']['R2']:.6g}"]
+    assert 0 < record["final"]["training"]["R2"] < 1
+    assert page.text.index("Result") < page.text.index("Curves") < page.text.index("Setting")
     assert page.tags.count("img") == 4  # loss, learning rate, shares, times
 
 
@@ -361,7 +364,7 @@ def test_in_a_browser(runs, width, command, folder):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert "CONSOLE" not in done.stderr

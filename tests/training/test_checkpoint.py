@@ -23,8 +23,8 @@ from ddp_gd.errors import (
     ReplicaError,
     exit_status,
 )
-from ddp_gd.training.checkpoint import Checkpoint
-from ddp_gd.training.checkpoint_files import Folder, parse
+from ddp_gd.training.saving.checkpoint import Checkpoint
+from ddp_gd.training.saving.checkpoint_files import Folder, parse
 
 HERE = Path(__file__).parents[1]
 ARRAYS = {

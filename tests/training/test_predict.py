@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,18 @@ def test_models_of_any_kind() -> None:
     _same(Own(), X)  # one mini-batch: one number
 
 
-def test_the_weights_stay_and_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Prediction changes no variable; only a progress bar that is asked for is shown."""
+def test_the_weights_stay_and_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prediction changes no variable; only a bar that is asked for is shown, and on a terminal."""
     model = _network(layers.BatchNormalization(), layers.Dropout(0.5))
     before = ddp_gd.fingerprint(model)
     ddp_gd.predict(model, X)
     assert ddp_gd.fingerprint(model) == before
     assert capsys.readouterr().out == ""
+    ddp_gd.predict(model, X, 5, verbose=1)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     ddp_gd.predict(model, X, 5, verbose=1)
     assert "3/3" in capsys.readouterr().out
 

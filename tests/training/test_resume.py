@@ -21,9 +21,10 @@ from ddp_gd.errors import CheckpointError, ConfigError, MismatchError
 from ddp_gd.job import bitwise
 from ddp_gd.reporting.records import PARTS
 from ddp_gd.reporting.times import Times
+from ddp_gd.training import epochs as training_epochs
 from ddp_gd.training import identity
-from ddp_gd.training.checkpoint_files import Folder, parse
-from ddp_gd.training.snapshot import Position, Snapshot
+from ddp_gd.training.saving.checkpoint_files import Folder, parse
+from ddp_gd.training.saving.snapshot import Position, Snapshot
 from tests.faults import kills
 
 # Keras's own code, with NumPy 2.
@@ -157,7 +158,22 @@ def test_stopped_by_a_signal(
     said = capsys.readouterr().err
     assert said.startswith(f"ddp_gd: stopped by {number} after {made}; saved in {tmp_path}")
     assert left(*train(tmp_path, every={})) == never_stopped
+    assert capsys.readouterr().err.startswith(f"ddp_gd: goes on after {made}, from the newest")
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "Go on with Checkpoint(..., resume=True)."),
+        ("ddp-gd train -np 2", "Go on: ddp-gd train -np 2 --resume"),
+        ("ddp-gd train --resume -np 2", "Go on: ddp-gd train --resume -np 2"),
+    ],
+)
+def test_the_command_to_go_on_with(typed: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one that was typed; a script has none that could say so."""
+    monkeypatch.setenv("DDP_GD_COMMAND", typed)
+    assert training_epochs._go_on() == said
 
 
 class AlwaysDropout(keras.layers.Dropout):

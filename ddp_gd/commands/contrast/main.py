@@ -101,7 +101,9 @@ def _train(
                 for name, trajectory in trained.items()
             }
         )
-        print(f"seed {seed}: {time.perf_counter() - began:.1f} s", flush=True)
+        took = time.perf_counter() - began
+        left = (config.seeds - 1 - seed) * took
+        print(f"seed {seed}: {took:.1f} s" + f"; about {left:.0f} s left" * (left > 0), flush=True)
     return seeds, of_a
 
 

@@ -20,6 +20,7 @@ from ddp_gd.commands.study.folder import StudyFolder
 from ddp_gd.commands.study.trials import Result, setting, trials
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import mpirun
+from ddp_gd.loading import quietly
 from ddp_gd.reporting.text_table import print_table
 
 _COLUMNS: dict[str, Callable[[Result], object]] = {
@@ -50,8 +51,9 @@ def run(options: StudyConfig) -> None:
     folder = StudyFolder(options.out)
     if job.size > 1:
         # They import TensorFlow. An error after init() ends all workers, and is shown once.
-        from ddp_gd.commands.study import worker
-        from ddp_gd.job import runtime
+        with quietly():
+            from ddp_gd.commands.study import training
+            from ddp_gd.job import runtime
 
         runtime.init()
         if options.workers not in (None, (job.size,)):
@@ -60,7 +62,7 @@ def run(options: StudyConfig) -> None:
                 f"{job.size}: leave it out, or start the study without horovodrun."
             )
         workers: tuple[int, ...] = (job.size,)
-        worker.run(options)
+        training.run(options)
         if job.rank > 0:
             return
     else:

@@ -62,8 +62,41 @@ def _losses(row: Sequence[Axes], best: Sequence[Result]) -> None:
     row[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axes in row[1:]:
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        # Decades alone name no place where there is less than one; all of 1 to 9 would overlap.
+        subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if trained:
-        row[0].legend(title="batch size, its best lr", fontsize="small", title_fontsize="small")
+        _legend_above(row[0], "batch size, its best lr", columns=2)
+
+
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with ticks at the values that were tried.
+
+    A logarithmic locator names too many places between few values, and they overlap.
+    """
+    axes.set_xscale("log")
+    shown = list(values[:1])
+    wide = math.log(values[-1] / values[0]) / 8  # room for so many numbers
+    for value in values[1:]:
+        if math.log(value / shown[-1]) >= wide:
+            shown.append(value)
+    axes.set_xticks(shown, labels=[f"{value:g}" for value in shown])
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def _legend_above(axes: Axes, title: str | None = None, columns: int = 3) -> None:
+    """Put the legend above the picture, where no curve is."""
+    axes.legend(
+        title=title,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.02),
+        ncols=columns,
+        fontsize="small",
+        title_fontsize="small",
+    )
 
 
 def _rates(axes: Axes, results: Sequence[Result]) -> None:
@@ -92,9 +125,9 @@ def _rates(axes: Axes, results: Sequence[Result]) -> None:
     if diverged:
         top: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(diverged, [1.0] * len(diverged), "kx", label="diverged", **top)
-    axes.set_xscale("log")
+    _log_axis(axes, sorted({result.trial.lr for result in results}))
     plot_style.finish(axes, "learning rate", "loss of the last epoch")
-    axes.legend(title="batch size", fontsize="small", title_fontsize="small")
+    _legend_above(axes, "batch size")
 
 
 def _scaling(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> None:
@@ -113,10 +146,10 @@ def _scaling(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> N
         axes.plot(
             places, rule, color=plot_style.VERMILION, ls="--", label="proportional to batch size"
         )
-    axes.set_xscale("log")
+    _log_axis(axes, sorted(sizes))
     axes.set_yscale("log")
     plot_style.finish(axes, "batch size", "learning rate")
-    axes.legend(fontsize="small")
+    _legend_above(axes, columns=2)
 
 
 def _speed(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> None:
@@ -131,10 +164,10 @@ def _speed(axes: Axes, results: Sequence[Result], best: Sequence[Result]) -> Non
             ls=plot_style.DASHES[number % len(plot_style.DASHES)],
             label=f"{workers}",
         )
-    axes.set_xscale("log")
+    _log_axis(axes, sorted(_sizes(results)))
     axes.set_yscale("log")
-    plot_style.finish(axes, "batch size", "rows a second")
-    axes.legend(title="workers", fontsize="small", title_fontsize="small")
+    plot_style.finish(axes, "batch size", "rows per second")
+    _legend_above(axes, "workers")
 
 
 def _sizes(results: Sequence[Result]) -> list[int]:

@@ -7,12 +7,12 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from ddp_gd.batching.plan import plan_of
 from ddp_gd.commands.config import StudyConfig, TrainConfig
+from ddp_gd.job.versions import version
 
 AXES = ("batch_sizes", "lr", "optimizers", "workers")
 
@@ -97,5 +97,5 @@ def setting(options: StudyConfig) -> dict[str, Any]:
         if path.is_file():
             common["model_file"] = f"SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     for name in ("ddp_gd", "tensorflow", "keras"):
-        common[f"version of {name}"] = metadata.version(name)
+        common[f"version of {name}"] = version(name)
     return json.loads(json.dumps(common))

@@ -1,0 +1,9 @@
+"""`python -m ddp_gd.doctor`: is everything there? This file is intentionally kept short."""
+
+import sys
+
+from ddp_gd.commands import cli
+from ddp_gd.commands.doctor.main import main
+
+if __name__ == "__main__":
+    sys.exit(cli.status_of(lambda: main(sys.argv[1:])))

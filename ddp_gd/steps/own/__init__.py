@@ -1,0 +1,1 @@
+"""Training steps of the user's: a model's own, or a loop by hand."""

@@ -1,0 +1,238 @@
+"""Some rows of a global mini-batch, computed whole and in pieces."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ddp_gd.batching.arrays import Signature
+from ddp_gd.batching.plan import block
+from ddp_gd.comm.base import Communicator
+from ddp_gd.comm.single import SingleCommunicator
+from ddp_gd.comm.tensors import COLLECTIVE
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
+from ddp_gd.steps.rules import Rules
+
+Tensor = Any
+
+
+class Look(NamedTuple):
+    """The whole, and all workers' pieces: arrays with the pieces in front."""
+
+    whole: Evidence
+    moved: Evidence  # the whole once more, with weights moved by about as much as rounding moves
+    again: Evidence  # the whole once more, metrics begun with what it left before
+    pieces: Evidence  # outputs: of all rows, as in the whole; gradients: added up
+    rows: np.ndarray  # of each piece
+    layout: Layout
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Computes the same rows whole, as Keras does, and in pieces, as they will be. Collective.
+
+    Attributes:
+        model: compiled and built.
+        communicator: the workers.
+        signature: structure, dtypes and shapes of the rows.
+        in_pieces: whether a step has micro-batches, which don't wait for other workers.
+        training: False for evaluation.
+        rows: the same on every worker.
+    """
+
+    model: keras.Model
+    communicator: Communicator
+    signature: Signature
+    in_pieces: bool
+    training: bool
+    rows: list[Tensor]
+
+    def __post_init__(self) -> None:
+        self.count = len(self.rows[0])
+        self._start, self._stop = block(self.count, self.communicator.size, self.communicator.rank)
+        layers = keras_private.layers(self.model)
+        self._normalises = any(isinstance(x, keras.layers.BatchNormalization) for x in layers)
+
+    def step(self, rules: Rules) -> Traced:
+        """Trace what a step computes of a share or micro-batch."""
+        return trace(
+            lambda: MicroBatch(
+                self.model,
+                self.signature,
+                None if self.in_pieces else self.communicator,
+                rules,
+                training=self.training,
+            )
+        )
+
+    def look(self, step: Traced) -> list[Look]:
+        """Compute whole and in pieces, with the weights as they are and three times as large.
+
+        Where units are saturated, or a hinge is open for all rows, two rules may look the same.
+        """
+        of_whole, of_piece = self._both(step)
+        totals = of_whole.denominators()
+        own = step.micro_batch.state
+        zeros = own.metrics_before(carried=False)
+        changed = step.layout.changes.metrics
+        looks = []
+        for scale in (1, 3):
+            state = [scale * v for v in own.weights_of(own.read())]
+            others = own.read()[len(state) :]
+            whole_rows = (self.rows, 0, self.count, self.count)
+            total = tf.zeros(len(of_whole.micro_batch.losses))
+            if totals is not None:
+                total, _ = totals(state + others, *whole_rows)
+            one = _evidence(of_whole, state + others, *whole_rows, total, zeros)
+            left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
+            left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
+            again = _evidence(of_whole, state + others, *whole_rows, total, left_all)
+            moved = [self._moved(v) for v in state] + others
+            pieces, sizes = [], []
+            for first, size in self._cuts():
+                piece = [_at_least_one(row[first : first + size]) for row in self.rows]
+                given = (state + others, piece, first, size, self.count, total, zeros)
+                pieces.append(_evidence(of_piece, *given))
+                sizes.append(size)
+            looks.append(
+                Look(
+                    whole=_arrays(one),
+                    moved=_arrays(_evidence(of_whole, moved, *whole_rows, total, zeros)),
+                    again=_arrays(again),
+                    pieces=self._gather(of_piece.function.structured_outputs[2], pieces, sizes),
+                    rows=self.communicator.allgather(
+                        tf.constant([size for size in sizes if size], tf.int32)
+                    ).numpy(),
+                    layout=step.layout,
+                )
+            )
+        return looks
+
+    @property
+    def epsilon(self) -> float:
+        """The distance of 1 from the next number, in the coarsest dtype that layers compute in."""
+        names = {getattr(x, "compute_dtype", "") for x in keras_private.layers(self.model)}
+        halves = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+        return max([halves.get(name, 2.0**-23) for name in names], default=2.0**-23)
+
+    def _moved(self, weight: Tensor) -> Tensor:
+        """A weight, moved by some roundings up or down."""
+        if not weight.dtype.is_floating:
+            return weight
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], weight.shape)
+        return weight * tf.cast(1 + 4 * self.epsilon * signs, weight.dtype)
+
+    def _both(self, step: Traced) -> tuple[Traced, Traced]:
+        """What computes the whole, and what computes a piece."""
+        if self.in_pieces:
+            if not self._normalises:
+                return step, step
+            # Micro-batches normalise by statistics of their own, on purpose: here by none.
+            both = self._trace(None, step.micro_batch.rules, _no_statistics)
+            return both, both
+        if all(COLLECTIVE not in operation.name for operation in graph.operations(step.function)):
+            return step, step
+        # A single worker computes whatever rows it is given as a whole.
+        return self._trace(SingleCommunicator(), step.micro_batch.rules), step
+
+    def _trace(self, together: Communicator | None, rules: Rules, moments: Any = None) -> Traced:
+        return trace(
+            lambda: MicroBatch(
+                self.model, self.signature, together, rules, training=self.training, moments=moments
+            )
+        )
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        """First row and size of this worker's pieces; micro-batches of unequal sizes."""
+        rows = self._stop - self._start
+        if not self.in_pieces:
+            return [(self._start, rows)]
+        some = max(1, rows // 3)
+        cuts = (self._start, min(some, rows)), (self._start + some, rows - some)
+        return [(first, size) for first, size in cuts if size > 0]
+
+    def _gather(self, specs: Evidence, pieces: list[Evidence], sizes: list[int]) -> Evidence:
+        """All workers' evidence. What a row of zeros gave that stands for none is left out."""
+        filled = [(p, size) for p, size in zip(pieces, sizes, strict=True) if size]
+
+        def stacked(field: str) -> list[np.ndarray]:
+            found = []
+            for i, spec in enumerate(getattr(specs, field)):
+                column = [getattr(piece, field)[i] for piece, _ in filled]
+                own = tf.stack(column) if column else tf.zeros([0, *spec.shape], spec.dtype)
+                found.append(self.communicator.allgather(own).numpy())
+            return found
+
+        outputs = []
+        for i, spec in enumerate(specs.outputs):
+            column = [(piece.outputs[i], size) for piece, size in filled]
+            if spec.shape.rank and spec.shape[0] is None:
+                inner = [n or 0 for n in (pieces[0].outputs[i].shape if pieces else spec.shape)[1:]]
+                rows = [tensor[:size] for tensor, size in column]
+                own = tf.concat(rows, 0) if rows else tf.zeros([0, *inner], spec.dtype)
+            else:
+                ones = [tensor for tensor, _ in column[:1]]
+                own = tf.stack(ones) if ones else tf.zeros([0, *spec.shape], spec.dtype)
+            outputs.append(self.communicator.allgather(own).numpy())
+        gradients = [
+            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(spec.shape, spec.dtype))
+            for i, spec in enumerate(specs.gradients)
+        ]
+        return Evidence(
+            outputs=outputs,
+            losses=stacked("losses"),
+            extras=stacked("extras"),
+            gradients=[t.numpy() for t in self.communicator.allreduce_sum(gradients)],
+            state=stacked("state"),
+            metrics=stacked("metrics"),
+        )
+
+    def layer_outputs(self, rules: Rules) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """What each layer gives for this worker's rows: its name, with all rows, and with some."""
+        moments = _no_statistics if self.in_pieces else None
+        whole = None if self.in_pieces else SingleCommunicator()
+        piece = None if self.in_pieces else self.communicator
+        some = self._stop - self._start
+        if self.in_pieces:
+            some = max(1, some // 2)
+        sides = []
+        for together, first, size in (
+            (whole, 0, self.count),
+            (piece, self._start, some),
+        ):
+            traced = self._trace(together, rules, moments)
+            outputs, names = graph.with_layout(
+                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs
+            )
+            rows = [_at_least_one(row[first : first + size]) for row in self.rows]
+            tensors = outputs(traced.micro_batch.state.read(), rows, first, size, self.count)
+            sides.append([(n, t.numpy()) for n, t in zip(names, tensors, strict=True)])
+        mine = slice(self._start, self._start + some)
+        return [
+            (name, all_rows[mine], part)
+            for (name, all_rows), (_, part) in zip(*sides, strict=True)
+            if all_rows.ndim and len(all_rows) == self.count and all_rows[mine].shape == part.shape
+        ]
+
+
+def _evidence(traced: Traced, *given: Any) -> Evidence:
+    return traced.function(*given)[2]
+
+
+def _arrays(evidence: Evidence) -> Evidence:
+    return Evidence(*[[t.numpy() for t in tensors] for tensors in evidence])
+
+
+def _no_statistics(
+    inputs: Tensor, mask: Tensor | None, axes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    channels = tf.reduce_sum(inputs[:1], axes)
+    return tf.zeros_like(channels), tf.ones_like(channels)
+
+
+def _at_least_one(rows: Tensor) -> Tensor:
+    return rows if len(rows) else tf.zeros([1, *rows.shape[1:]], rows.dtype)

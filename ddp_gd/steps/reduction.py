@@ -1,0 +1,354 @@
+"""How the sums of a step's micro-batches become one sum over all workers.
+
+`AllReduce` adds a worker's micro-batches one after the other and lets the backend add the workers'
+sums, in whatever order is fastest: equal to rounding at any number of workers.
+
+`CanonicalTree` adds them all in the order of one binary tree (`tree.py`), which depends on the
+number of micro-batches alone: equal to the last bit. Several micro-batches are computed at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from ddp_gd.batching.plan import block
+from ddp_gd.comm.base import Communicator
+from ddp_gd.steps import tree
+
+Tensor = Any
+
+
+class Function(Protocol):
+    """What is to be summed: of one micro-batch, `(sums, pieces)`.
+
+    `sums` are added, `pieces` are joined along axis 0 in the order of micro-batches; both are
+    structures of tensors.
+    """
+
+    structured_outputs: Any
+
+    def __call__(self, *arguments: Any) -> tuple[Any, Any]:
+        """Compute one micro-batch."""
+        ...
+
+
+# Called with the rows of a micro-batch, the first one's place in the global mini-batch, and how
+# many are real: 0 where a row stands for none.
+Arguments = Callable[[list[Tensor], Tensor, Tensor], tuple]
+# Numbers that a worker gives whatever its share, float32, from its own (sums, pieces).
+Flags = Callable[[list[tuple[Any, Any]]], Tensor]
+
+
+def _no_flags(_: list[tuple[Any, Any]]) -> Tensor:
+    return tf.zeros([0])
+
+
+class AllReduce:
+    """Sums equal to rounding at any number of workers.
+
+    Args:
+        communicator: the workers.
+        micro_batch_size: rows of a micro-batch; None makes the share one.
+        empty_shares: whether some worker's share may be empty.
+    """
+
+    # Whether a graph is made for one number of micro-batches.
+    counts = False
+
+    def __init__(
+        self, communicator: Communicator, micro_batch_size: int | None, empty_shares: bool
+    ):
+        self._communicator = communicator
+        self._size = micro_batch_size
+        self._empty_shares = empty_shares
+
+    def __call__(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        start: Tensor,
+        micro_batches: int,
+        flags: Flags = _no_flags,
+    ) -> tuple[Any, Any, Tensor, Tensor]:
+        """Sum `function(*arguments(rows, first, count))` over the micro-batches of all workers.
+
+        Args:
+            function: see `Function`.
+            arguments: the function's, for a micro-batch.
+            share: this worker's rows.
+            start: the first one's place in the global mini-batch.
+            micro_batches: how many the step has; not needed here.
+            flags: numbers that every worker gives, whatever its share.
+
+        Returns:
+            The sums and pieces of all workers; this worker's flags; the sum of all flags.
+        """
+        if self._size is None:
+            sums, pieces = self._whole_share(function, arguments, share, start)
+        else:
+            sums, pieces = self._loop(function, arguments, share, start, self._size)
+        mine = flags([(sums, pieces)])
+        if self._communicator.size == 1:
+            return sums, pieces, mine, mine
+        *added, all_flags = self._communicator.allreduce_sum([*tf.nest.flatten(sums), mine])
+        joined = tf.nest.map_structure(self._communicator.allgather, pieces)
+        return tf.nest.pack_sequence_as(sums, added), joined, mine, all_flags
+
+    def _whole_share(
+        self, function: Function, arguments: Arguments, share: list[Tensor], start: Tensor
+    ) -> tuple[Any, Any]:
+        """Compute a share at once. An empty one, too: other workers wait for its statistics."""
+        count = tf.shape(share[0])[0]
+        if not self._empty_shares:
+            return function(*arguments(share, start, count))
+        empty = tf.equal(count, 0)
+
+        def one_row(array: Tensor) -> Tensor:
+            return tf.zeros(tf.concat([[1], tf.shape(array)[1:]], 0), array.dtype)
+
+        rows = [
+            tf.ensure_shape(tf.cond(empty, lambda a=a: one_row(a), lambda a=a: a), a.shape)
+            for a in share
+        ]
+        sums, pieces = function(*arguments(rows, start, count))
+        # Not times 0: what a row of zeros leads to may be NaN.
+        sums = tf.nest.map_structure(lambda t: tf.where(empty, tf.zeros_like(t), t), sums)
+        pieces = tf.nest.map_structure(lambda t: t[: tf.where(empty, 0, tf.shape(t)[0])], pieces)
+        return sums, pieces
+
+    def _loop(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        start: Tensor,
+        size: int,
+    ) -> tuple[Any, Any]:
+        rows = tf.shape(share[0])[0]
+
+        def add(number: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
+            first = number * size
+            count = tf.minimum(size, rows - first)
+            piece = [array[first : first + count] for array in share]
+            more = function(*arguments(piece, start + first, count))
+            return number + 1, _add(sums, more[0]), _join([pieces, more[1]])
+
+        sums, pieces = function.structured_outputs
+        _, sums, pieces = tf.while_loop(
+            lambda number, *_: number < -(-rows // size),
+            add,
+            (
+                tf.constant(0),
+                tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums),
+                tf.nest.map_structure(_no_rows, pieces),
+            ),
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.nest.map_structure(lambda spec: spec.shape, sums),
+                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
+            ),
+            parallel_iterations=1,
+        )
+        return sums, pieces
+
+
+class CanonicalTree:
+    """Sums equal bit for bit at any number of workers.
+
+    A worker adds up the whole nodes that its micro-batches make up. An alltoall gives each worker
+    one slice of every node's sum, it finishes the tree for that slice, and an allgather returns the
+    whole: the bytes of a ring allreduce where each worker's micro-batches are one node.
+
+    Args:
+        communicator: the workers.
+        micro_batch_size: rows of a micro-batch.
+        lanes: at most so many micro-batches are computed at once; the bits don't depend on it.
+    """
+
+    counts = True
+
+    def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
+        self._communicator = communicator
+        self._size = micro_batch_size
+        self._lanes = 1 << (lanes.bit_length() - 1)
+
+    def __call__(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        start: Tensor,
+        micro_batches: int,
+        flags: Flags = _no_flags,
+    ) -> tuple[Any, Any, Tensor, Tensor]:
+        """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
+        rank, size = self._communicator.rank, self._communicator.size
+        owned = [
+            tree.nodes(*block(micro_batches, size, worker), micro_batches) for worker in range(size)
+        ]
+        begin, _ = block(micro_batches, size, rank)
+        worker = _Worker(function, arguments, share, begin, self._size, self._lanes)
+        own = [worker.node(node, micro_batches) for node in owned[rank]]
+        specs = function.structured_outputs
+        pieces = _join([pieces for _, pieces in own]) if own else None
+        if pieces is None:
+            pieces = tf.nest.map_structure(_no_rows, specs[1])
+        mine = flags(own)
+        if size == 1:
+            return own[0][0], pieces, mine, mine
+        nodes = [tf.nest.flatten(sums) for sums, _ in own]
+        wanted = tf.nest.flatten(specs[0])
+        if all(owned):  # the flags are one more number to sum: on the first node of each worker
+            for number, tensors in enumerate(nodes):
+                tensors.append(mine if number == 0 else tf.zeros_like(mine))
+            wanted.append(tf.TensorSpec(mine.shape, tf.float32))
+            *total, all_flags = self._finish(nodes, wanted, owned, micro_batches)
+        else:
+            total = self._finish(nodes, wanted, owned, micro_batches)
+            (all_flags,) = self._communicator.allreduce_sum([mine])
+        joined = tf.nest.map_structure(self._communicator.allgather, pieces)
+        return tf.nest.pack_sequence_as(specs[0], total), joined, mine, all_flags
+
+    def _finish(
+        self,
+        nodes: list[list[Tensor]],
+        specs: list[Any],
+        owned: list[list[tree.Node]],
+        micro_batches: int,
+    ) -> list[Tensor]:
+        """Exchange this worker's nodes for all workers' total."""
+        total: list[Tensor] = [None] * len(specs)
+        for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
+            places = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
+            vectors = [
+                tf.concat([tf.reshape(tensors[i], [-1]) for i in places], axis=0)
+                for tensors in nodes
+            ]
+            sizes = [specs[i].shape.num_elements() for i in places]
+            vector = self._finish_vector(vectors, sum(sizes), dtype, owned, micro_batches)
+            for i, part in zip(places, tf.split(vector, sizes), strict=True):
+                total[i] = tf.reshape(part, specs[i].shape)
+        return total
+
+    def _finish_vector(
+        self,
+        vectors: list[Tensor],
+        length: int,
+        dtype: tf.DType,
+        owned: list[list[tree.Node]],
+        micro_batches: int,
+    ) -> Tensor:
+        size = self._communicator.size
+        width = -(-length // size)
+        # (own nodes, length) -> (workers, own nodes, width): to each worker its slice of each node
+        table = tf.stack(vectors) if vectors else tf.zeros([0, length], dtype)
+        table = tf.pad(table, [[0, 0], [0, width * size - length]])
+        table = tf.transpose(tf.reshape(table, [len(vectors), size, width]), [1, 0, 2])
+        slices = self._communicator.alltoall(
+            tf.reshape(table, [size * len(vectors), width]), tf.fill([size], len(vectors))
+        )
+        every_node = [node for nodes in owned for node in nodes]  # slices: (every node, width)
+        held = dict(zip(every_node, tf.unstack(slices, num=len(every_node)), strict=True))
+        own_slice = tree.fold(tree.root(micro_batches), micro_batches, held, tf.add)
+        return tf.reshape(self._communicator.allgather(own_slice[None]), [-1])[:length]
+
+
+class _Worker:
+    """Computes this worker's nodes of the tree, `lanes` micro-batches at once."""
+
+    def __init__(
+        self,
+        function: Function,
+        arguments: Arguments,
+        share: list[Tensor],
+        begin: int,
+        size: int,
+        lanes: int,
+    ):
+        self._function = function
+        self._arguments = arguments
+        self._share = share
+        self._begin = begin
+        self._size = size
+        self._lanes = lanes
+
+    def node(self, node: tree.Node, leaves: int) -> tuple[Any, Any]:
+        """Return `(sums, pieces)` of a node whose micro-batches are all this worker's."""
+        start, stop = tree.span(node, leaves)
+        groups = (stop - start) // self._lanes
+        held, pieces = self._loop(start, groups) if groups > 1 else ({}, [])
+        for number in range(start + (groups * self._lanes if groups > 1 else 0), stop):
+            sums, piece = self._micro_batch(number)
+            held[0, number] = sums
+            pieces.append(piece)
+        return tree.fold(node, leaves, held, _add), _join(pieces)
+
+    def _loop(self, start: int, groups: int) -> tuple[dict[tree.Node, Any], list[Any]]:
+        """Compute groups of `lanes` micro-batches; return the nodes that they make up, and pieces.
+
+        The sums are kept as a binary counter keeps its digits: adding a group to them carries, and
+        what stands at a digit is always a whole node.
+        """
+        sums, pieces = self._function.structured_outputs
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums)
+        digits = groups.bit_length()
+
+        def add(group: Tensor, counter: list[Any], joined: Any) -> tuple[Tensor, list[Any], Any]:
+            first = start + group * self._lanes
+            results = [self._micro_batch(first + lane) for lane in range(self._lanes)]
+            held = {(0, lane): sums for lane, (sums, _) in enumerate(results)}
+            more = tree.fold(tree.root(self._lanes), self._lanes, held, _add)
+            joined = _join([joined, *(pieces for _, pieces in results)])
+            return group + 1, _carry(group, more, counter), joined
+
+        _, counter, joined = tf.while_loop(
+            lambda group, *_: group < groups,
+            add,
+            (tf.constant(0), [zeros] * digits, tf.nest.map_structure(_no_rows, pieces)),
+            shape_invariants=(
+                tf.TensorShape([]),
+                [tf.nest.map_structure(lambda spec: spec.shape, sums)] * digits,
+                tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
+            ),
+            parallel_iterations=1,
+        )
+        held = {}
+        group_level = tree.root(self._lanes)[0]
+        for digit in reversed(range(digits)):
+            if groups >> digit & 1:
+                level = group_level + digit
+                held[level, start >> level] = counter[digit]
+                start += 1 << level
+        return held, [joined]
+
+    def _micro_batch(self, number: Tensor) -> tuple[Any, Any]:
+        number = tf.convert_to_tensor(number)
+        start = (number - self._begin) * self._size
+        rows = [array[start : start + self._size] for array in self._share]
+        count = tf.shape(rows[0])[0]
+        return self._function(*self._arguments(rows, number * self._size, count))
+
+
+def _carry(number: Tensor, value: Any, counter: list[Any], digit: int = 0) -> list[Any]:
+    """Add a value to a binary counter that has counted `number` of them."""
+    if digit == len(counter) - 1:  # reached once: the counter has digits for all values
+        return [*counter[:digit], value]
+    return tf.cond(
+        tf.equal(tf.bitwise.right_shift(number, digit) & 1, 1),
+        lambda: _carry(number, _add(counter[digit], value), counter, digit + 1),
+        lambda: [*counter[:digit], value, *counter[digit + 1 :]],
+    )
+
+
+def _add(left: Any, right: Any) -> Any:
+    return tf.nest.map_structure(tf.add, left, right)
+
+
+def _join(pieces: list[Any]) -> Any:
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *pieces)
+
+
+def _no_rows(spec: tf.TensorSpec) -> Tensor:
+    return tf.zeros([0, *spec.shape[1:]], spec.dtype)

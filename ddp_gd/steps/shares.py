@@ -1,0 +1,172 @@
+"""A step whose global mini-batch is cut into the workers' shares, or into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ddp_gd.batching.arrays import Signature
+from ddp_gd.comm.base import Communicator
+from ddp_gd.steps import graph
+from ddp_gd.steps.finite import all_finite, looked_at
+from ddp_gd.steps.micro_batch import Pieces, Sums
+from ddp_gd.steps.proof import proof
+from ddp_gd.steps.proof.comparison import Comparison
+from ddp_gd.steps.reduction import AllReduce, CanonicalTree
+from ddp_gd.steps.state import log_losses
+
+Tensor = Any
+
+
+class SharedStep:
+    """This worker's sums, their reduction over all workers, the update.
+
+    Args:
+        model: compiled and built.
+        communicator: the workers.
+        signature: structure, dtypes and shapes of the rows.
+        sample: some rows, the same on every worker, on which it is found out how the shares make
+            up the whole.
+        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
+        empty_shares: whether some share may be empty.
+        training: False for evaluation: no gradient, no update, layers in inference mode.
+        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
+            `micro_batch_size`.
+        stop_on_nan: tell of a loss or gradient that isn't finite.
+
+    Attributes:
+        traced: the traced function of one micro-batch.
+        log_names, logged: empty; see `WholeStep`.
+
+    Raises:
+        ModelError: on every worker: they don't.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        communicator: Communicator,
+        signature: Signature,
+        sample: list[Tensor],
+        *,
+        micro_batch_size: int | None,
+        empty_shares: bool,
+        training: bool,
+        bitwise_lanes: int,
+        stop_on_nan: bool,
+    ):
+        self.log_names: list[str] = []
+        self.logged: list[Tensor] = []
+        self._model = model
+        self._communicator = communicator
+        self._training = training
+        self._stop_on_nan = stop_on_nan
+        self._size = micro_batch_size
+        self._reduce: AllReduce | CanonicalTree = AllReduce(
+            communicator, micro_batch_size, empty_shares
+        )
+        if bitwise_lanes:
+            assert micro_batch_size is not None
+            self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)
+        comparison = Comparison(
+            model,
+            communicator,
+            signature,
+            in_pieces=micro_batch_size is not None,
+            training=training,
+            rows=sample,
+        )
+        self._rules, traced = proof.prove(comparison)
+        self._layout, self._state = traced.layout, traced.micro_batch.state
+        self._losses = len(traced.micro_batch.losses)
+        self._count = traced.denominators()
+        trace = graph.isolated if bitwise_lanes else graph.inlined
+        self.traced = trace(
+            lambda *given: traced.function(*given)[:2],
+            *traced.function.structured_input_signature[0],
+        )
+        self._apply: Callable[[Sums, Pieces], None] = self._update
+        if bitwise_lanes and training:
+            specs = tf.nest.map_structure(
+                lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+                self.traced.structured_outputs,
+            )
+            self._apply = graph.isolated(self._update, *specs)
+
+    @property
+    def changed(self) -> list[Any]:
+        """The variables that a step changes beside weights and optimizer."""
+        return [*self._layout.changes.state, *self._model.metrics_variables]
+
+    def micro_batches(self, batch_rows: int) -> int:
+        """Micro-batches of a step, where the graph is made for their number."""
+        if not self._reduce.counts:
+            return 0
+        assert self._size is not None
+        return -(-batch_rows // self._size)
+
+    def __call__(
+        self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """THE step.
+
+        Args:
+            count: `micro_batches(batch_rows)`.
+            rows: this worker's.
+            start: the first one's place in the global mini-batch.
+            batch_rows: rows of the global mini-batch.
+            asked: more than 0 where this worker was asked to stop.
+
+        Returns:
+            Whether loss and gradient are finite; whether this worker's part of them is; whether
+            some worker was asked to stop; nothing more to log.
+        """
+        state = self._state.read()
+        metrics = self._state.metrics_before(carried=self._rules.met_metrics)
+        totals = tf.zeros(self._losses)
+        if self._count is not None:
+            totals, *_ = self._reduce(
+                self._count,
+                lambda rows, first, real: (state, rows, first, real, batch_rows),
+                rows,
+                start,
+                count,
+            )
+        sums, pieces, own, flags = self._reduce(
+            self.traced,
+            lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics),
+            rows,
+            start,
+            count,
+            # Two flags of each worker: it was asked to stop, its part isn't finite.
+            lambda own: tf.stack([asked, self._not_finite(own)]),
+        )
+        self._layout.changes.assign(sums.state, sums.metrics, self._rules)  # weights, too
+        if self._training:
+            self._apply(sums, pieces)
+        log_losses(self._model, sums.loss, sums.losses, batch_rows)
+        finite = tf.equal(flags[1], 0)
+        if self._stop_on_nan:
+            finite &= tf.math.is_finite(sums.loss)
+        return finite, tf.equal(own[1], 0), flags[0] > 0, []
+
+    def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
+        """1 where this worker's losses or gradients aren't numbers and shall be, else 0."""
+        if not self._stop_on_nan:
+            return tf.constant(0.0)
+        values = [sums.loss for sums, _ in parts]
+        for part in parts:
+            gradients = self._layout.gradients(*part)
+            spare = self._communicator.size == 1
+            optimizer = self._model.optimizer
+            values += looked_at(optimizer, self._layout.weights, gradients, spare)
+        return tf.cast(~all_finite(values), tf.float32)
+
+    def _update(self, sums: Sums, pieces: Pieces) -> None:
+        """Let the optimizer make its one update; clipping and weight decay happen inside it."""
+        if gradients := self._layout.gradients(sums, pieces):
+            weights = self._layout.weights
+            self._model.optimizer.apply_gradients(zip(gradients, weights, strict=True))

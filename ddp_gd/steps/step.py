@@ -1,0 +1,167 @@
+"""The step: one global mini-batch, one averaged gradient, one optimizer update.
+
+The identity that every step keeps, with the sum over all rows of the global mini-batch:
+
+    g = ( sum of d loss_row / d w ) / denominator  +  d regularisation / d w
+
+In one process Keras's own step does (`whole`). Else each worker sums over the rows of its own share
+(`shares`). What it sums is divided by the *global* denominator before the workers' sums are added
+(`losses`), and the regularisation enters as a row-weighted mean over shares. There is no mean of
+means anywhere: it would be wrong as soon as one share is smaller than another.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from ddp_gd.batching.arrays import Signature
+from ddp_gd.batching.plan import Shares
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import ModelError
+from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.own.shares import OwnSharedStep
+from ddp_gd.steps.shares import SharedStep
+from ddp_gd.steps.whole import WholeStep
+
+Tensor = Any
+
+
+class StepResult(NamedTuple):
+    """How a run of steps ended."""
+
+    steps: Tensor  # int32 scalar: how many were made
+    finite: Tensor  # bool scalar: whether the last one's loss and gradient were
+    share_finite: Tensor  # bool scalar: whether this worker's part of them was
+    stop: Tensor  # bool scalar: whether some worker was asked to stop
+    logs: list[Tensor]  # float32: what the last step returned that is no metric of the model
+
+
+class Steps:
+    """A model's steps, compiled: many of them in one call into TensorFlow.
+
+    Args:
+        model: compiled and built.
+        communicator: the workers.
+        signature: structure, dtypes and shapes of the rows.
+        sample: some rows, the same on every worker, to try the model on.
+        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
+        empty_shares: whether some share may be empty.
+        training: False for evaluation: no gradient, no update, layers in inference mode.
+        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
+            `micro_batch_size`.
+        stop_on_nan: stop after a step whose loss or gradient isn't finite.
+
+    Attributes:
+        changed: the variables that a step may change beside weights and optimizer.
+        traced: the traced function of one step, or of one micro-batch.
+        log_names: the names of `StepResult.logs`.
+        ask_to_stop: a variable; 1 asks all workers to stop after the step in which they see it.
+
+    Raises:
+        ModelError: on every worker: what shares of a global mini-batch compute is not the whole.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        communicator: Communicator,
+        signature: Signature,
+        sample: list[Tensor],
+        *,
+        micro_batch_size: int | None,
+        empty_shares: bool,
+        training: bool,
+        bitwise_lanes: int = 0,
+        stop_on_nan: bool = True,
+    ):
+        self.model = model
+        self.stop_on_nan = stop_on_nan
+        self.ask_to_stop = tf.Variable(0.0, trainable=False, name="ddp_gd_ask_to_stop")
+        self._signature = signature
+        if (name := keras_private.overrides(model, training) or "").startswith("make_"):
+            raise ModelError(
+                f"{type(model).__name__} overrides {name}(), which is not called here: the loop "
+                "over steps is ddp_gd's. Override train_step() or test_step() instead."
+            )
+        self._step: WholeStep | OwnSharedStep | SharedStep
+        if communicator.size == 1 and micro_batch_size is None:
+            self._step = WholeStep(model, signature, training=training, stop_on_nan=stop_on_nan)
+        elif micro_batch_size is None and keras_private.overrides(model, training):
+            self._step = OwnSharedStep(
+                model,
+                communicator,
+                signature,
+                sample,
+                training=training,
+                stop_on_nan=stop_on_nan,
+            )
+        else:
+            self._step = SharedStep(
+                model,
+                communicator,
+                signature,
+                sample,
+                micro_batch_size=micro_batch_size,
+                empty_shares=empty_shares,
+                training=training,
+                bitwise_lanes=bitwise_lanes,
+                stop_on_nan=stop_on_nan,
+            )
+        self.traced, self.log_names = self._step.traced, self._step.log_names
+        self._runs: dict[int, Any] = {}
+
+    @property
+    def changed(self) -> list[Any]:
+        """The variables that a step may change beside weights and optimizer."""
+        return self._step.changed
+
+    def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
+        """Make the steps of `shares`, or stop after the first whose loss or gradient is not
+        finite, or in which some worker was asked to stop.
+
+        Args:
+            rows: this worker's rows of all these steps, one step after the other.
+            shares: how they are cut. In bitwise mode all steps have the same number of
+                micro-batches (`same_graph`).
+        """
+        count = self._step.micro_batches(int(shares.batch_rows[0]))
+        if count not in self._runs:
+            numbers = tf.TensorSpec([None], tf.int32)
+            self._runs[count] = graph.inlined(
+                functools.partial(self._run, count),
+                self._signature.specs,
+                numbers,
+                numbers,
+                numbers,
+            )
+        return self._runs[count](
+            rows,
+            *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.starts)),
+        )
+
+    def same_graph(self, batch_rows: int, other: int) -> bool:
+        """Tell whether steps of so many rows can be made in one call of `run`."""
+        return self._step.micro_batches(batch_rows) == self._step.micro_batches(other)
+
+    def _run(
+        self, count: int, rows: list[Tensor], offsets: Tensor, batch_rows: Tensor, starts: Tensor
+    ) -> StepResult:
+        """Loop over the steps. The tensors are those of `Shares`."""
+        logs = [tf.zeros(value.shape) for value in self._step.logged]
+
+        def one(step: Tensor, *_: Tensor) -> tuple[Any, ...]:
+            share = [array[offsets[step] : offsets[step + 1]] for array in rows]
+            asked = self.ask_to_stop.read_value()
+            return step + 1, *self._step(count, share, starts[step], batch_rows[step], asked)
+
+        # parallel_iterations=1: no step's collectives may overtake those of the step before.
+        return StepResult(
+            *tf.while_loop(
+                lambda step, finite, _, stop, *__: finite & ~stop & (step < tf.size(batch_rows)),
+                one,
+                (tf.constant(0), tf.constant(True), tf.constant(True), tf.constant(False), logs),
+                parallel_iterations=1,
+            )
+        )

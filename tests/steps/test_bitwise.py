@@ -1,0 +1,60 @@
+"""Bit for bit at any number of workers: real jobs, compared by what they left."""
+
+import functools
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from jobs import run_job
+
+pytestmark = pytest.mark.jobs
+
+PROGRAM = str(Path(__file__).parents[1] / "programs" / "bitwise.py")
+
+
+@functools.cache
+def left_by(workers, launcher, backend, inter_op, which="few"):
+    """What the trainings left: fingerprints and Histories by case."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "left.json"
+        job = run_job(
+            workers,
+            [PROGRAM, str(out), which],
+            launcher=launcher,
+            env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op)},
+            timeout=600,
+        )
+        assert job.returncode == 0, job.stderr[-3000:]
+        return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("workers", "launcher", "backend", "inter_op", "which"),
+    [
+        (3, "mpirun", "mpi", 2, "few"),
+        (5, "mpirun", "horovod", 1, "one"),  # for more, two cores take a minute
+    ],
+)
+def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which):
+    """Weights, optimizer state and History are those of one process with one thread, to the bit."""
+    alone = left_by(1, "python", "single", 1)
+    left = left_by(workers, launcher, backend, inter_op, which)
+    assert left == {name: alone[name] for name in left}
+    assert len(left) == {"few": 5, "one": 1}[which]
+
+
+def test_aligned_shares_cost_the_bytes_of_a_ring_allreduce():
+    """With one node of the tree each, a worker sends 2 (n - 1) / n gradients a step."""
+    job = run_job(
+        4,
+        [str(Path(PROGRAM).with_name("wire.py"))],
+        launcher="mpirun",
+        env={"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"},
+        timeout=600,
+    )
+    assert job.returncode == 0, job.stderr[-3000:]
+    found = re.search(r"sent (\d+) expected (\d+)", job.stdout)
+    assert found, job.stdout
+    assert int(found[1]) == pytest.approx(int(found[2]), rel=0.03)  # TCP's headers, the metrics

@@ -1,0 +1,28 @@
+"""Training steps of the user's end as in Keras, or are refused by name, at any size of the job."""
+
+from __future__ import annotations
+
+import jobs
+import pytest
+
+pytestmark = pytest.mark.jobs
+
+
+@pytest.mark.parametrize(
+    ("np", "backend", "names"),
+    [
+        (1, "single", []),
+        (2, "auto", []),
+        (3, "mpi", ["gan", "wgan_gp", "compiled_parts"]),
+        (5, "mpi", ["vae", "simclr"]),
+    ],
+)
+def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
+    """A VAE, GANs, a distiller, a contrastive and a diffusion model, and loops by hand.
+
+    Sums over rows, rows that are compared unsaid, NumPy's randomness are refused.
+    """
+    launcher = "python" if np == 1 else "mpirun"
+    job = jobs.run_job(np, ["-m", "programs.own_steps", backend, *names], launcher, timeout=500)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert f"steps at {np} workers" in job.stdout

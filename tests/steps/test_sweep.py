@@ -1,0 +1,63 @@
+"""Everything Keras has, on several workers: every layer, loss, metric and optimizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jobs
+import keras
+import pytest
+from keras import layers, losses, metrics, optimizers
+from programs import real_networks, sweep
+
+
+def test_nothing_of_keras_is_left_out() -> None:
+    """Each class of Keras's is in the sweep, or in a list that says why not."""
+    assert sweep.classes(layers, keras.Layer) == set(sweep.LAYERS) | set(sweep.NOT_SWEPT)
+    swept = {name for group, name, _ in sweep.all_cases(alone=True) if group != "layers"}
+    assert sweep.classes(losses, keras.Loss) - swept == {"Loss"}
+    assert sweep.classes(metrics, keras.Metric) - swept == set(sweep.METRICS_NOT_SWEPT)
+    skipped = set(sweep.OPTIMIZERS_NOT_SWEPT)
+    assert sweep.classes(optimizers, optimizers.Optimizer) - swept == skipped
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize(
+    ("np", "mode", "some"),
+    [
+        (2, "auto", []),
+        (3, "mpi", ["losses", "metrics"]),
+    ],
+)
+def test_it_equals_keras_or_is_refused(np: int, mode: str, some: list[str], tmp_path: Path) -> None:
+    """To rounding, after two epochs of ragged mini-batches."""
+    out = str(tmp_path / "swept.json")
+    job = jobs.run_job(np, ["-m", "programs.sweep", mode, out, *some], "mpirun", timeout=580)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert f"models at {np} workers" in job.stdout
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("np", [1, 2, 5])
+def test_networks_equal_keras(np: int, tmp_path: Path) -> None:
+    """Batch statistics, noise, augmentation, attention, added losses, a contrastive loss."""
+    out = str(tmp_path / "networks.json")
+    backend, launcher = ("single", "python") if np == 1 else ("mpi", "mpirun")
+    job = jobs.run_job(np, ["-m", "programs.real_networks", backend, out], launcher, timeout=400)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.count("equal") == len(real_networks.NETWORKS)
+
+
+@pytest.mark.jobs
+def test_networks_are_the_same_bits(tmp_path: Path) -> None:
+    """In bitwise mode one process and three workers leave the same."""
+    left = []
+    for np, backend, launcher in ((1, "single", "python"), (3, "mpi", "mpirun")):
+        out = tmp_path / f"{np}.json"
+        program = ["-m", "programs.real_networks", f"{backend},bitwise", str(out)]
+        job = jobs.run_job(np, program, launcher, timeout=400)
+        assert job.returncode == 0, job.stdout + job.stderr
+        left.append(json.loads(out.read_text()))
+    assert left[0] == left[1]
+    assert len(left[0]) == len(real_networks.NETWORKS) - 1
