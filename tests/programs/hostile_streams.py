@@ -118,7 +118,7 @@ def one(number: int, seed: int) -> None:
     except kinds as error:
         raised = bool(str(error))
     assert raised == bool(kinds), (number, kind, way, at, read, steps)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # none waits for another one for ever
 
 
 def main(argument: str, seed: int) -> None:
