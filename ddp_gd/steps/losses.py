@@ -15,7 +15,7 @@ code (`_Ones`), summed over all workers, and known before a gradient is taken.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -27,6 +27,30 @@ from ddp_gd.steps.rows.meeting import Meeting
 
 Tensor = Any
 Loss = Callable[..., Tensor]
+
+
+class RowsMeet(Exception):
+    """A loss, by its place, turned out to compare rows while micro-batches were traced."""
+
+    def __init__(self, index: int):
+        super().__init__(index)
+        self.index = index
+
+
+class Met(NamedTuple):
+    """What losses in which rows meet are for all rows, for micro-batches to go backward from."""
+
+    values: Tensor  # (losses,), each without its loss weight; 0 for the others
+    slopes: list[Tensor]  # of all of them with their weights, by each output: a row for each row
+
+
+class Outputs(NamedTuple):
+    """What the losses are computed of: a row for each row."""
+
+    y: Any
+    y_pred: Any
+    weights: list[Any]  # the sample weights in a list, which is empty without
+    masks: list[Tensor]  # of those outputs that have one
 
 
 class CompiledLosses:
@@ -54,7 +78,7 @@ class CompiledLosses:
         counts: list[Tensor] = []
 
         def count(index: int, loss: Loss, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
-            met = self._why_rows_meet(index, loss, _values(loss, y_true, y_pred), y_pred)
+            met = self._rows_meet(index, loss, _values(loss, y_true, y_pred), y_pred)
             own = None if met else self._denominator(loss, y_true, y_pred, weight)
             counts.append(tf.zeros(()) if own is None else own)
             return tf.zeros(())
@@ -70,6 +94,7 @@ class CompiledLosses:
         row_share: Tensor,
         totals: Tensor,
         meeting: Meeting | None = None,
+        met: tuple[Met, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor], bool]:
         """These rows' part of the global mini-batch's compiled loss.
 
@@ -80,6 +105,7 @@ class CompiledLosses:
             row_share: scalar, rows here / rows of the global mini-batch.
             totals: `denominators` of the whole global mini-batch, shape (losses,).
             meeting: where the rows of all workers come together, if they can.
+            met: else what losses are in which rows meet, and place and number of these rows.
 
         Returns:
             The sum of all losses with their loss weights, and each alone without: scalars that,
@@ -93,9 +119,14 @@ class CompiledLosses:
 
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
             values = _values(loss, y_true, y_pred)
-            if problem := self._why_rows_meet(index, loss, values, y_pred):
+            if self._rows_meet(index, loss, values, y_pred):
                 of_rows.append(tf.zeros([0]))
-                value = _of_all_rows(loss, problem, y_true, y_pred, weight, meeting)
+                if meeting is None:
+                    if met is None or index not in self._met:
+                        raise RowsMeet(index)
+                    parts.append(tf.cast(row_share, met[0].values.dtype) * met[0].values[index])
+                    return parts[-1]
+                value = _of_all_rows(loss, y_true, y_pred, weight, meeting)
                 # Once over all workers, but with the gradient by this worker's own rows.
                 value += tf.stop_gradient(tf.cast(row_share - 1, value.dtype) * value)
                 self._require_scalar(loss, value)
@@ -115,7 +146,44 @@ class CompiledLosses:
             return value
 
         loss = self._visit(part, y, y_pred, sample_weight)
+        if met is not None:
+            loss += _backward_from(y_pred, *met)
         return loss, parts, of_rows, any(counted)
+
+    def outputs(self, y: Any, y_pred: Any, sample_weight: Any) -> Outputs:
+        """What `met` needs of all rows."""
+        masks = [keras_private.mask(output) for output in keras.tree.flatten(y_pred)]
+        weights = [] if sample_weight is None else [sample_weight]
+        return Outputs(y, y_pred, weights, [mask for mask in masks if mask is not None])
+
+    def met(self, every: Outputs, masked: list[bool]) -> Met:
+        """The losses in which rows meet, of all rows, and their slopes by the outputs.
+
+        Args:
+            every: of all rows.
+            masked: whether each output has a mask.
+        """
+        outputs = keras.tree.flatten(every.y_pred)
+        for output, mask in zip(
+            (o for o, has in zip(outputs, masked, strict=True) if has), every.masks, strict=True
+        ):
+            keras_private.set_mask(output, mask)
+        values = [tf.zeros(())] * len(self._losses)
+
+        def value(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
+            if index not in self._met:
+                return tf.zeros(())
+            found = loss(y_true, y_pred, weight)
+            self._require_scalar(loss, found)
+            values[index] = tf.cast(found, tf.float32)
+            return found
+
+        weights = every.weights[0] if every.weights else None
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(outputs)
+            total = self._visit(value, every.y, every.y_pred, weights)
+        slopes = tape.gradient(total, outputs, unconnected_gradients="zero")
+        return Met(tf.stack(values), [tf.convert_to_tensor(slope) for slope in slopes])
 
     def of_share(
         self, y: Any, y_pred: Any, sample_weight: Any, row_share: Tensor, meeting: Meeting
@@ -127,8 +195,8 @@ class CompiledLosses:
 
         def part(index: int, loss: Any, y_true: Any, y_pred: Any, weight: Any) -> Tensor:
             values = _values(loss, y_true, y_pred)
-            if problem := self._why_rows_meet(index, loss, values, y_pred):
-                return _of_all_rows(loss, problem, y_true, y_pred, weight, meeting)
+            if self._rows_meet(index, loss, values, y_pred):
+                return _of_all_rows(loss, y_true, y_pred, weight, meeting)
             value = loss(y_true, y_pred, weight)
             self._require_scalar(loss, value)
             if loss.reduction == "sum":
@@ -165,20 +233,12 @@ class CompiledLosses:
         masked = ones.masked or keras_private.mask(y_pred) is not None
         return ops.cast(denominator, "float32") if masked or weighted else None
 
-    def _why_rows_meet(self, index: int, loss: Any, values: Tensor | None, y_pred: Any) -> str:
-        """Why a loss's value for one row can't be told from the other rows' values, or nothing."""
-        if index in self._met:
-            return "compares the rows of a batch"
-        if values is None:
-            return "overrides __call__, so how it reduces the rows is not known"
-        if isinstance(loss, keras.losses.Circle):
-            return "compares each row with every other row of the batch"
-        if values.shape.rank == 0:
-            return "returns one number for the whole batch"
+    def _rows_meet(self, index: int, loss: Any, values: Tensor | None, y_pred: Any) -> bool:
+        """Whether a loss's value for one row can't be told from the other rows' values."""
+        if index in self._met or values is None or isinstance(loss, keras.losses.Circle):
+            return True
         rows = keras.tree.flatten(y_pred)[0].shape[0]
-        if values.shape.rank and values.shape[0] not in (None, rows):
-            return f"returns {values.shape[0]} values for any number of rows"
-        return ""
+        return values.shape.rank == 0 or values.shape[0] not in (None, rows)
 
     @staticmethod
     def _require_scalar(loss: Any, value: Tensor) -> None:
@@ -211,22 +271,22 @@ class _Ones(keras.losses.Loss):
         return ones
 
 
-def _of_all_rows(
-    loss: Any, problem: str, y_true: Any, y_pred: Any, weight: Any, meeting: Meeting | None
-) -> Tensor:
+def _of_all_rows(loss: Any, y_true: Any, y_pred: Any, weight: Any, meeting: Meeting) -> Tensor:
     """The loss of the rows of all workers. Collective."""
-    if meeting is None:
-        raise ModelError(
-            f"The loss {loss.name!r} {problem}, so a global mini-batch can't be cut into "
-            "micro-batches. Use a loss that returns one value per row (leave the mean over rows to "
-            "Keras; for Dice and Tversky pass axis), or leave micro_batch_size and bitwise=True "
-            "out: on several workers the outputs of all rows then come together."
-        )
     every = keras.tree.map_structure(meeting.all_rows, (y_true, y_pred, weight))
     for own, all_rows in zip(*map(keras.tree.flatten, (y_pred, every[1])), strict=True):
         if (mask := keras_private.mask(own)) is not None:
             keras_private.set_mask(all_rows, meeting.all_rows(mask))
     return loss(*every)
+
+
+def _backward_from(y_pred: Any, met: Met, first: Tensor, count: Tensor) -> Tensor:
+    """Nothing, with the gradient that the losses of all rows have by these rows' outputs."""
+    total = tf.zeros(())
+    for output, slope in zip(keras.tree.flatten(y_pred), met.slopes, strict=True):
+        mine = tf.stop_gradient(slope[first : first + count])
+        total += tf.cast(tf.reduce_sum(mine * output[:count]), tf.float32)
+    return total - tf.stop_gradient(total)
 
 
 def _values(loss: Any, y_true: Any, y_pred: Any) -> Tensor | None:

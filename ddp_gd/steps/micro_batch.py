@@ -12,7 +12,7 @@ from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
-from ddp_gd.steps.losses import CompiledLosses
+from ddp_gd.steps.losses import CompiledLosses, Met, Outputs
 from ddp_gd.steps.rows import draws, statistics
 from ddp_gd.steps.rows.meeting import Meeting
 from ddp_gd.steps.rules import Rules
@@ -116,6 +116,11 @@ class MicroBatch:
         self._training = training
         self._moments = moments
 
+    @property
+    def gathers_outputs(self) -> bool:
+        """Whether losses are computed of all rows' outputs before micro-batches go backward."""
+        return self._together is None and bool(self.rules.met_losses)
+
     def compute(
         self,
         state: list[Tensor],
@@ -125,6 +130,7 @@ class MicroBatch:
         batch_rows: Tensor,
         totals: Tensor,
         metrics: list[Tensor],
+        met: Met | tuple[()],
     ) -> tuple[tuple[Sums, Pieces, Evidence], Layout]:
         """Go forward and backward through one micro-batch.
 
@@ -136,10 +142,11 @@ class MicroBatch:
             batch_rows: rows of the global mini-batch.
             totals: denominators of the whole global mini-batch, see `losses`.
             metrics: the states that metrics begin with.
+            met: the losses in which rows meet, of all rows, where micro-batches can't see them.
         """
         place = draws.Rows(first, count, batch_rows)
         with self.state.copies(state, metrics) as copies:
-            passed, trained, gradients = self._pass(copies, state, rows, place, totals)
+            passed, trained, gradients = self._pass(copies, state, rows, place, totals, met)
             new_state, new_metrics, changes = self.state.sums(
                 copies, self.rules, _fraction(place), tf.equal(first, 0)
             )
@@ -198,15 +205,21 @@ class MicroBatch:
         first: Tensor,
         count: Tensor,
         batch_rows: Tensor,
-    ) -> tuple[Tensor, tuple]:
-        """What each loss divides by on one micro-batch; and no pieces.
+    ) -> tuple[tuple[Tensor, Outputs | tuple[()]], list[bool]]:
+        """What each loss divides by on one micro-batch; and what its rows give, if they meet.
 
-        Only masks are needed of the forward pass: TensorFlow prunes the rest from the graph.
+        Where only masks are needed of the forward pass, TensorFlow prunes the rest from the graph.
         """
         x, y, sample_weight = self.signature.unpack(rows)
         with self.state.copies(state), draws.of_rows(draws.Rows(first, count, batch_rows)):
             y_pred = self._forward(x, self._training)
-            return self.losses.denominators(y, y_pred, sample_weight), ()
+            counts = self.losses.denominators(y, y_pred, sample_weight)
+            masked = [
+                keras_private.mask(output) is not None for output in keras.tree.flatten(y_pred)
+            ]
+            if not self.rules.met_losses:
+                return (counts, ()), masked
+            return (counts, self.losses.outputs(y, y_pred, sample_weight)), masked
 
     def _pass(
         self,
@@ -215,6 +228,7 @@ class MicroBatch:
         rows: list[Tensor],
         place: draws.Rows,
         totals: Tensor,
+        met: Met | tuple[()],
     ) -> tuple[_Passed, list[Any], list[Any]]:
         """Go forward and backward; return also the trained weights, and their gradients."""
         model = self._model
@@ -230,7 +244,13 @@ class MicroBatch:
             with draws.of_rows(place), self._statistics(place.count):
                 y_pred = self._forward(x, self._training)
                 loss, losses, of_rows, counts = self.losses(
-                    y, y_pred, sample_weight, row_share, totals, meeting
+                    y,
+                    y_pred,
+                    sample_weight,
+                    row_share,
+                    totals,
+                    meeting,
+                    (Met(*met), place.first, place.count) if met else None,
                 )
                 # Weight and activity regularisers, add_loss.
                 extras = [keras_private.additional_loss(model, extra) for extra in model.losses]
@@ -270,41 +290,63 @@ class Traced(NamedTuple):
     """A micro-batch's computation as a graph."""
 
     micro_batch: MicroBatch
-    specs: tuple  # of the first five arguments of `function`
     function: Any  # of the arguments of `MicroBatch.compute`: sums, pieces, evidence
     layout: Layout
+    specs: tuple  # of its arguments
+    before: Any  # of the first five: `MicroBatch.denominators`; None where nothing depends on it
+    met: Any  # of what `before` gives of all rows: `Met`; None where no rows meet
 
-    def denominators(self) -> Any:
-        """Trace `MicroBatch.denominators`; None where nothing depends on it."""
-        if not self.layout.counts:
-            return None
-        return graph.inlined(self.micro_batch.denominators, *self.specs)
+    def totals(self, state: list[Tensor], rows: list[Tensor], count: int) -> tuple[Any, Any]:
+        """What `function` needs to know of all rows: its arguments `totals` and `met`."""
+        if self.before is None:
+            return tf.zeros(len(self.micro_batch.losses)), ()
+        found, outputs = self.before(state, rows, 0, count, count)
+        return found, self.met(outputs) if self.met is not None else ()
 
 
-def trace(make: Callable[[], MicroBatch]) -> Traced:
+def trace(make: Callable[[], MicroBatch], isolated: bool = False) -> Traced:
     """Trace the micro-batch that `make` makes.
+
+    Args:
+        make: makes it.
+        isolated: whether what is computed beforehand keeps its own graph.
 
     Raises:
         ModelError: what the model does can't be put together from micro-batches.
+        RowsMeet: a loss in which rows meet is not among those of the rules.
     """
     seed = keras_private.global_seed()
-    traced = _trace(make())
+    traced = _trace(make(), isolated)
     if keras_private.global_seed() is not seed:  # made in there: now it is a part of the state
-        traced = _trace(make())
+        traced = _trace(make(), isolated)
     graph.require_tracked_state(traced.function)
     graph.require_deterministic(traced.function)
     return traced
 
 
-def _trace(micro_batch: MicroBatch) -> Traced:
+def _trace(micro_batch: MicroBatch, isolated: bool) -> Traced:
     number = tf.TensorSpec([], tf.int32)
     specs = (micro_batch.state.specs, micro_batch.signature.specs, number, number, number)
+    met, before = None, None
+    met_specs: tuple[Any, ...] = ()
+    keeps = graph.isolated if isolated else graph.inlined
+    if micro_batch.gathers_outputs:
+        before, masked = graph.with_layout(keeps, micro_batch.denominators, *specs)
+        outputs = tf.nest.map_structure(
+            lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), before.structured_outputs[1]
+        )
+        met = keeps(lambda every: micro_batch.losses.met(Outputs(*every), masked), outputs)
+        values, slopes = met.structured_outputs
+        met_specs = (
+            tf.TensorSpec(values.shape, values.dtype),
+            [tf.TensorSpec([None, *slope.shape[1:]], slope.dtype) for slope in slopes],
+        )
     totals = tf.TensorSpec([len(micro_batch.losses)], tf.float32)
-    metrics = micro_batch.state.metric_specs
-    function, layout = graph.with_layout(
-        graph.inlined, micro_batch.compute, *specs, totals, metrics
-    )
-    return Traced(micro_batch, specs, function, layout)
+    given = (*specs, totals, micro_batch.state.metric_specs, met_specs)
+    function, layout = graph.with_layout(graph.inlined, micro_batch.compute, *given)
+    if before is None and layout.counts:
+        before, _ = graph.with_layout(keeps, micro_batch.denominators, *specs)
+    return Traced(micro_batch, function, layout, given, before, met)
 
 
 def _fraction(place: draws.Rows) -> Tensor:

@@ -77,17 +77,15 @@ class SharedStep:
             signature,
             in_pieces=micro_batch_size is not None,
             training=training,
+            bitwise=bitwise_lanes > 0,
             rows=sample,
         )
         self._rules, traced = proof.prove(comparison)
         self._layout, self._state = traced.layout, traced.micro_batch.state
         self._losses = len(traced.micro_batch.losses)
-        self._count = traced.denominators()
+        self._before, self._met = traced.before, traced.met
         trace = graph.isolated if bitwise_lanes else graph.inlined
-        self.traced = trace(
-            lambda *given: traced.function(*given)[:2],
-            *traced.function.structured_input_signature[0],
-        )
+        self.traced = trace(lambda *given: traced.function(*given)[:2], *traced.specs)
         self._apply: Callable[[Sums, Pieces], None] = self._update
         if bitwise_lanes and training:
             specs = tf.nest.map_structure(
@@ -126,18 +124,20 @@ class SharedStep:
         """
         state = self._state.read()
         metrics = self._state.metrics_before(carried=self._rules.met_metrics)
-        totals = tf.zeros(self._losses)
-        if self._count is not None:
-            totals, *_ = self._reduce(
-                self._count,
+        totals, met = tf.zeros(self._losses), ()
+        if self._before is not None:
+            totals, outputs, *_ = self._reduce(
+                self._before,
                 lambda rows, first, real: (state, rows, first, real, batch_rows),
                 rows,
                 start,
                 count,
             )
+            if self._met is not None:
+                met = tuple(self._met(outputs))
         sums, pieces, own, flags = self._reduce(
             self.traced,
-            lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics),
+            lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics, met),
             rows,
             start,
             count,

@@ -63,11 +63,8 @@ def with_loss(loss: Any) -> Case:
 
 # Losses in which rows meet
 
-MEETS = "rows meet in it"
-COLUMNS = "values for any number of rows"
 
-
-@planted("", MEETS)
+@planted()
 def infonce() -> Case:
     def loss(y: Any, p: Any) -> Any:
         p /= ops.norm(p, axis=-1, keepdims=True)
@@ -76,39 +73,39 @@ def infonce() -> Case:
     return with_loss(loss)
 
 
-@planted("", COLUMNS)
+@planted()
 def column_rmse() -> Case:
     return with_loss(lambda y, p: ops.sqrt(ops.mean(ops.square(y - p), axis=0)))
 
 
-@planted("", MEETS)
+@planted()
 def pairwise_ranking() -> Case:
     return with_loss(
         lambda y, p: ops.mean(ops.relu(1 - (p[:, :1] - ops.transpose(p[:, 1:2]))), axis=-1)
     )
 
 
-@planted("", COLUMNS)
+@planted()
 def dice_over_rows() -> Case:
     return with_loss(keras.losses.Dice(axis=0))
 
 
-@planted("", COLUMNS)
+@planted()
 def cosine_over_rows() -> Case:
     return with_loss(keras.losses.CosineSimilarity(axis=0))
 
 
-@planted("", "returns one number for the whole batch")
+@planted()
 def tversky() -> Case:
     return with_loss(keras.losses.Tversky())
 
 
-@planted("", "returns one number for the whole batch")
+@planted()
 def one_number() -> Case:
     return with_loss(lambda y, p: ops.mean(ops.square(y - p)) ** 2)
 
 
-@planted("", "compares each row with every other row")
+@planted()
 def circle() -> Case:
     stack = [layers.Dense(3), layers.UnitNormalization()]
     loss, optimizer = keras.losses.Circle(), keras.optimizers.SGD(0.01)
@@ -461,7 +458,7 @@ def overriding(name: str, method: Callable[..., Any]) -> Case:
     return Case(model, features(4), Y)
 
 
-@planted("overrides train_step()")
+@planted("", "overrides train_step()")
 def train_step() -> Case:
     def step(self: Any, data: Any) -> Any:
         x, y = data
@@ -474,7 +471,7 @@ def train_step() -> Case:
     return overriding("train_step", step)
 
 
-@planted("overrides compute_loss()")
+@planted("The gradient by", "overrides compute_loss()")
 def compute_loss() -> Case:
     return overriding(
         "compute_loss",
@@ -484,14 +481,14 @@ def compute_loss() -> Case:
     )
 
 
-@planted("overrides compute_metrics()")
+@planted("Value 0 that the step returns", "overrides compute_metrics()")
 def compute_metrics() -> Case:
     return overriding(
         "compute_metrics", lambda self, x, y, y_pred, sample_weight=None: {"loss": ops.sum(y_pred)}
     )
 
 
-@planted("overrides train_step()")
+@planted("", "overrides train_step()")
 def train_step_of_the_instance() -> Case:
     case = CASES_OF["train_step"]()
     step = case.model.train_step

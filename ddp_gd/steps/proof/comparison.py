@@ -41,6 +41,7 @@ class Comparison:
         signature: structure, dtypes and shapes of the rows.
         in_pieces: whether a step has micro-batches, which don't wait for other workers.
         training: False for evaluation.
+        bitwise: whether graphs are to be the same at any number of workers.
         rows: the same on every worker.
     """
 
@@ -49,6 +50,7 @@ class Comparison:
     signature: Signature
     in_pieces: bool
     training: bool
+    bitwise: bool
     rows: list[Tensor]
 
     def __post_init__(self) -> None:
@@ -66,7 +68,8 @@ class Comparison:
                 None if self.in_pieces else self.communicator,
                 rules,
                 training=self.training,
-            )
+            ),
+            isolated=self.bitwise,
         )
 
     def look(self, step: Traced) -> list[Look]:
@@ -75,7 +78,6 @@ class Comparison:
         Where units are saturated, or a hinge is open for all rows, two rules may look the same.
         """
         of_whole, of_piece = self._both(step)
-        totals = of_whole.denominators()
         own = step.micro_batch.state
         zeros = own.metrics_before(carried=False)
         changed = step.layout.changes.metrics
@@ -84,24 +86,23 @@ class Comparison:
             state = [scale * v for v in own.weights_of(own.read())]
             others = own.read()[len(state) :]
             whole_rows = (self.rows, 0, self.count, self.count)
-            total = tf.zeros(len(of_whole.micro_batch.losses))
-            if totals is not None:
-                total, _ = totals(state + others, *whole_rows)
-            one = _evidence(of_whole, state + others, *whole_rows, total, zeros)
+            total, met = of_whole.totals(state + others, self.rows, self.count)
+            one = _evidence(of_whole, state + others, *whole_rows, total, zeros, met)
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
-            again = _evidence(of_whole, state + others, *whole_rows, total, left_all)
+            again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
             moved = [self._moved(v) for v in state] + others
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
-                given = (state + others, piece, first, size, self.count, total, zeros)
+                given = (state + others, piece, first, size, self.count, total, zeros, met)
                 pieces.append(_evidence(of_piece, *given))
                 sizes.append(size)
+            total, met = of_whole.totals(moved, self.rows, self.count)
             looks.append(
                 Look(
                     whole=_arrays(one),
-                    moved=_arrays(_evidence(of_whole, moved, *whole_rows, total, zeros)),
+                    moved=_arrays(_evidence(of_whole, moved, *whole_rows, total, zeros, met)),
                     again=_arrays(again),
                     pieces=self._gather(of_piece.function.structured_outputs[2], pieces, sizes),
                     rows=self.communicator.allgather(
@@ -206,7 +207,7 @@ class Comparison:
         ):
             traced = self._trace(together, rules, moments)
             outputs, names = graph.with_layout(
-                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs
+                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs[:5]
             )
             rows = [_at_least_one(row[first : first + size]) for row in self.rows]
             tensors = outputs(traced.micro_batch.state.read(), rows, first, size, self.count)
