@@ -14,7 +14,7 @@ from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.losses import CompiledLosses, Met, Outputs
 from ddp_gd.steps.rows import draws, statistics
-from ddp_gd.steps.rows.meeting import Meeting
+from ddp_gd.steps.rows.meeting import Meeting, of_all_workers
 from ddp_gd.steps.rules import Rules
 from ddp_gd.steps.state import Changes, Copies, ModelState
 
@@ -193,6 +193,7 @@ class MicroBatch:
             self.state.copies(state),
             draws.of_rows(place),
             self._statistics(count),
+            self._meeting(place),
             keras_private.watched_layers() as seen,
         ):
             self._forward(x, self._training)
@@ -211,7 +212,8 @@ class MicroBatch:
         Where only masks are needed of the forward pass, TensorFlow prunes the rest from the graph.
         """
         x, y, sample_weight = self.signature.unpack(rows)
-        with self.state.copies(state), draws.of_rows(draws.Rows(first, count, batch_rows)):
+        place = draws.Rows(first, count, batch_rows)
+        with self.state.copies(state), draws.of_rows(place), self._meeting(place):
             y_pred = self._forward(x, self._training)
             counts = self.losses.denominators(y, y_pred, sample_weight)
             masked = [
@@ -241,7 +243,7 @@ class MicroBatch:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             copies.scope.tape = tape
-            with draws.of_rows(place), self._statistics(place.count):
+            with draws.of_rows(place), self._statistics(place.count), self._meeting(place):
                 y_pred = self._forward(x, self._training)
                 loss, losses, of_rows, counts = self.losses(
                     y,
@@ -272,6 +274,12 @@ class MicroBatch:
         trained = self.state.weights if self._training else []
         gradients = copies.gradients(tape, scaled, weights[: len(trained)])
         return _Passed(y_pred, loss, losses, of_rows, extras, counts), trained, gradients
+
+    def _meeting(self, place: draws.Rows) -> contextlib.AbstractContextManager[None]:
+        """Let `gather_rows` see the rows of all workers."""
+        if self._together is None:
+            return of_all_workers(None)
+        return of_all_workers(Meeting(self._together, place.first, place.count, by_all=True))
 
     def _forward(self, x: Any, training: bool) -> Any:
         if keras_private.takes_training(self._model):

@@ -458,6 +458,16 @@ def overriding(name: str, method: Callable[..., Any]) -> Case:
     return Case(model, features(4), Y)
 
 
+@planted("", "ddp_gd.gather_rows wants")
+def centred_over_all_rows() -> Case:
+    class Centred(layers.Layer):
+        def call(self, x: Any) -> Any:
+            every = ddp_gd.gather_rows(x)
+            return x * ops.std(every, axis=0) - ops.mean(every, axis=0)
+
+    return Case(sequential(layers.Dense(3), Centred(), layers.Dense(2)), features(4), Y)
+
+
 @planted("", "overrides train_step()")
 def train_step() -> Case:
     def step(self: Any, data: Any) -> Any:

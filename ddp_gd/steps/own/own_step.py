@@ -134,7 +134,7 @@ class OwnStep:
         if self._communicator is None:
             yield
             return
-        gathering = Meeting(self._communicator, place.first, place.count, row_share)
+        gathering = Meeting(self._communicator, place.first, place.count, by_all=True)
         moments = functools.partial(statistics.moments, self._communicator, place.count)
         with contextlib.ExitStack() as stack:
             stack.enter_context(draws.of_rows(place, self._rules.blocks))

@@ -23,7 +23,10 @@ from ddp_gd.steps.proof.rounding import close, few
 from ddp_gd.steps.rules import Rules
 from ddp_gd.steps.state import other_variables
 
-_REMEDY = "Compute it of each row alone, or train on one worker without micro_batch_size."
+_REMEDY = (
+    "Compute it of each row alone, or see all rows through ddp_gd.gather_rows on several workers, or "
+    "train on one worker without micro_batch_size."
+)
 
 
 def prove(comparison: Comparison) -> tuple[Rules, Traced]:

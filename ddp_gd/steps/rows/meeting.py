@@ -23,14 +23,14 @@ class Meeting:
         communicator: the workers.
         first: place in the global mini-batch of this worker's first row.
         count: how many it has; 0 where a row stands for none.
-        weight: what this worker's gradients are multiplied with later on, and should not be where
-            each row's comes from one worker alone; None for nothing.
+        by_all: whether the gradient by a row is what the losses of all workers add to it; else each
+            worker computes the same loss, and its own is enough.
     """
 
     communicator: Communicator
     first: Tensor
     count: Tensor
-    weight: Tensor | None = None
+    by_all: bool = False
 
     def all_rows(self, rows: Tensor | None) -> Tensor | None:
         """The rows of all workers, where there are any; a gradient goes back to the own ones."""
@@ -39,10 +39,10 @@ class Meeting:
 
         @tf.custom_gradient
         def gathered(own: Tensor) -> Any:
-            def gradient(by_all: Tensor) -> Tensor:
-                mine = by_all[self.first : self.first + self.count]
-                if self.weight is not None:
-                    mine = tf.math.divide_no_nan(mine, tf.cast(self.weight, mine.dtype))
+            def gradient(by_rows: Tensor) -> Tensor:
+                if self.by_all:
+                    (by_rows,) = self.communicator.allreduce_sum([by_rows])
+                mine = by_rows[self.first : self.first + self.count]
                 none = tf.zeros(tf.concat([[tf.shape(own)[0] - self.count], tf.shape(own)[1:]], 0))
                 return tf.concat([mine, tf.cast(none, mine.dtype)], axis=0)
 
