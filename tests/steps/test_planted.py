@@ -11,11 +11,11 @@ pytestmark = pytest.mark.jobs
 @pytest.mark.parametrize(
     ("np", "arguments"),
     [
-        (1, ["single", "0", "0:2"]),
-        (1, ["single", "3", "0:3"]),
-        (2, ["auto", "0", "1:3"]),
-        (3, ["mpi", "0", "2:9"]),
-        (2, ["auto,bitwise", "0", "1:8"]),
+        (1, ["single", "0", "0:3"]),
+        (1, ["single", "3", "1:4"]),
+        (2, ["auto", "0", "2:4"]),
+        (3, ["mpi", "0", "2:13"]),
+        (2, ["auto,bitwise", "0", "1:9"]),
     ],
     ids=["whole", "pieces", "two", "three", "bitwise"],
 )

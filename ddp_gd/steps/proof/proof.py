@@ -24,8 +24,8 @@ from ddp_gd.steps.rules import Rules
 from ddp_gd.steps.state import other_variables
 
 _REMEDY = (
-    "Compute it of each row alone, or see all rows through ddp_gd.gather_rows on several workers, or "
-    "train on one worker without micro_batch_size."
+    "Compute it of each row alone, or, on several workers, of the rows that ddp_gd.gather_rows "
+    "gives; or train on one worker without micro_batch_size."
 )
 
 
