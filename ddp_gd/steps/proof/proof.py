@@ -258,7 +258,8 @@ class _Judge:
         """Refuse a model of which the workers compute different things for the same rows."""
         own = np.nan_to_num([np.abs(np.asarray(a, np.float64)).sum() for a in (whole, moved)])
         sums, of_moved = self._communicator.allgather(tf.constant([own])).numpy().T
-        if not self._close(sums, np.full(len(sums), sums[0]), of_moved):
+        of_first, moved_of_first = (np.full(len(sums), n[0]) for n in (sums, of_moved))
+        if not self._close(sums, of_first, moved_of_first):
             raise ModelError(
                 f"The model's outputs for the same {len(np.atleast_1d(whole))} rows are not the "
                 f"same on every worker: the sum of their absolute values is {few(sums)}, by rank. "
