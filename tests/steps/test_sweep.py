@@ -31,7 +31,7 @@ def test_nothing_of_keras_is_left_out() -> None:
     ],
 )
 def test_it_equals_keras_or_is_refused(np: int, mode: str, some: list[str], tmp_path: Path) -> None:
-    """To rounding, after two epochs of ragged mini-batches; layers: tests/cluster/test_layers.py."""
+    """To rounding, after two epochs of ragged mini-batches; layers are in tests/cluster."""
     out = str(tmp_path / "swept.json")
     job = jobs.run_job(np, ["-m", "programs.sweep", mode, out, *some], "mpirun", timeout=580)
     assert job.returncode == 0, job.stdout + job.stderr
