@@ -55,7 +55,7 @@ def test_seed_repeats_names_and_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cnn", (3,), 1, ()), "unknown model 'cnn': give linear, mlp or path"),
+        (("rnn", (3,), 1, ()), "unknown model 'rnn': give linear, mlp, cnn or path"),
         (("mlp", (3,), 1, ()), r"hidden=\(\)"),
         (("mlp", (3,), 1, (4, 0)), r"hidden=\(4, 0\)"),
         (("linear", (3,), 0, ()), "output_units=0"),

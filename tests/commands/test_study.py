@@ -16,7 +16,7 @@ from run_command import run_command
 import ddp_gd
 from ddp_gd.batching.split import RandomSplit
 from ddp_gd.commands.config import StudyConfig
-from ddp_gd.commands.study import plot, summary, worker
+from ddp_gd.commands.study import plot, summary, training
 from ddp_gd.commands.study.folder import StudyFolder
 from ddp_gd.commands.study.plot import draw_study
 from ddp_gd.commands.study.trials import Result, Trial, setting
@@ -165,12 +165,12 @@ def test_other_data_and_compiled_models_are_refused(tmp_path, monkeypatch):
         **{"model": "linear", "epochs": 2, "out": "study"},
     )
     with pytest.raises(ConfigError, match=r"m\.py:own returns a compiled model"):
-        worker.run(dataclasses.replace(options, model="m.py:own"))
+        training.run(dataclasses.replace(options, model="m.py:own"))
     assert not (tmp_path / "study").exists()
-    worker.run(options)
+    training.run(options)
     np.savez("d.npz", x=rng.normal(size=(30, 2)), y=rng.normal(size=30))
     with pytest.raises(ConfigError, match="can't be compared with these: data: content"):
-        worker.run(dataclasses.replace(options, lr=(0.2,)))
+        training.run(dataclasses.replace(options, lr=(0.2,)))
 
 
 def result(size, lr, final, workers=1, seconds=1.0, diverged=""):
@@ -262,12 +262,11 @@ def test_wrong_options_are_refused(options, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("size", [0, 398])
-def test_a_batch_size_that_does_not_fit_is_refused_before_the_first_training(size, tmp_path):
+def test_a_batch_size_that_cannot_be_is_refused_before_the_first_training(tmp_path):
     """The sizes of all trainings are checked before one is made or a file is written."""
-    options = StudyConfig(batch_sizes=(20, size), lr=(0.1,), out=str(tmp_path / "study"))
-    with pytest.raises(ConfigError, match=f"batch_size={size} "):
-        worker.run(options)
+    options = StudyConfig(batch_sizes=(20, 0), lr=(0.1,), out=str(tmp_path / "study"))
+    with pytest.raises(ConfigError, match="batch_size=0 "):
+        training.run(options)
     assert not list(tmp_path.iterdir())
 
 

@@ -52,7 +52,7 @@ def test_bitwise_after_the_first_op_is_refused() -> None:
     )
     job = jobs.run_job(1, ["-c", program], "python")
     assert job.returncode != 0
-    assert "ConfigError: bitwise=True" in job.stderr
+    assert "ddp_gd: error: bitwise=True" in job.stderr
     assert "call ddp_gd.init() before any TensorFlow op" in job.stderr
 
 

@@ -458,8 +458,11 @@ def test_signal_ends_every_worker(
     ("arguments", "typed"),
     [([], "bash launch/s.sh"), (["a b", "$x"], r"bash launch/s.sh a\ b \$x"), (["x" * 5000], "")],
 )
-def test_what_was_typed(arguments: list[str], typed: str, tmp_path: Path) -> None:
+def test_what_was_typed(
+    arguments: list[str], typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message names it as a shell reads it back; one that nobody would read is left out."""
+    monkeypatch.delenv("DDP_GD_COMMAND", raising=False)  # a command's test may have left one
     script = tmp_path / "s.sh"
     script.write_text(f'. \'{LAUNCH}/lib.sh\'\nwas_typed "$@"\nprintf %s "$DDP_GD_COMMAND"\n')
     assert run(script, *arguments).stdout == typed
