@@ -242,13 +242,13 @@ def mismatches(_: Path) -> None:
         "losses and metrics": lambda: fit(network(loss=huber(delta=0.5 * other))),
         "loss_weights": lambda: fit(network(loss_weights=[float(other)])),
         "validation rows": lambda: fit(network(), validation_data=held_out),
-        "validation_batch_size": lambda: fit(
+        "validation plan": lambda: fit(
             network(), validation_data=(X, Y), validation_batch_size=3 + odd
         ),
         "validation_freq": lambda: fit(
             network(), validation_data=(X, Y), validation_freq=other, epochs=2
         ),
-        "batch_size": lambda: ddp_gd.evaluate(network(), X, Y, 3 + odd),
+        "batch_size=3": lambda: ddp_gd.evaluate(network(), X, Y, 3 + odd),
     }
     for name, call in table.items():
         print(f"rank {ddp_gd.rank()}: {name}", file=sys.stderr, flush=True)

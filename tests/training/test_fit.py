@@ -298,12 +298,6 @@ CONFIG, DATA, MODEL = ddp_gd.ConfigError, ddp_gd.DataError, ddp_gd.ModelError
 PIECES = {"micro_batch_size": 3}
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], list[str]]] = {
     "train_step": (_own_step, (X, Y), PIECES, MODEL, ["OwnStep overrides train_step()"]),
-    "scalar_loss": (_compiled(loss=_scalar_loss), (X, Y), PIECES, MODEL, ["_scalar", "one number"]),
-    "circle": (
-        _compiled(loss=keras.losses.Circle()), (X, numbers(2)), PIECES, MODEL,
-        ["circle", "every other row"],
-    ),
-    "dice": (_compiled(loss="dice"), (X, Y), PIECES, MODEL, ["dice", "pass axis"]),
     "reduction": (
         _compiled(loss=keras.losses.MeanSquaredError(reduction=None)), (X, Y), PIECES, MODEL,
         ["reduction=None", "shape"],
