@@ -148,7 +148,7 @@ class MicroBatch:
         with self.state.copies(state, metrics) as copies:
             passed, trained, gradients = self._pass(copies, state, rows, place, totals, met)
             new_state, new_metrics, changes = self.state.sums(
-                copies, self.rules, _fraction(place), tf.equal(first, 0)
+                copies, self.rules, place.fraction, tf.equal(first, 0)
             )
             copies.require_listed()
             state_after = [copies.value(v) for v in changes.state]
@@ -236,7 +236,7 @@ class MicroBatch:
         model = self._model
         x, y, sample_weight = self.signature.unpack(rows)
         weights = self.state.weights_of(state)
-        row_share = _fraction(place)
+        row_share = place.fraction
         meeting = None
         if self._together is not None:
             meeting = Meeting(self._together, place.first, place.count)
@@ -355,10 +355,6 @@ def _trace(micro_batch: MicroBatch, isolated: bool) -> Traced:
     if before is None and layout.counts:
         before, _ = graph.with_layout(keeps, micro_batch.denominators, *specs)
     return Traced(micro_batch, function, layout, given, before, met)
-
-
-def _fraction(place: draws.Rows) -> Tensor:
-    return tf.cast(place.count, tf.float32) / tf.cast(place.whole, tf.float32)
 
 
 def _require_keras_step(model: keras.Model, training: bool) -> None:

@@ -104,14 +104,7 @@ class AllReduce:
         if not self._empty_shares:
             return function(*arguments(share, start, count))
         empty = tf.equal(count, 0)
-
-        def one_row(array: Tensor) -> Tensor:
-            return tf.zeros(tf.concat([[1], tf.shape(array)[1:]], 0), array.dtype)
-
-        rows = [
-            tf.ensure_shape(tf.cond(empty, lambda a=a: one_row(a), lambda a=a: a), a.shape)
-            for a in share
-        ]
+        rows = one_row_at_least(share, empty)
         sums, pieces = function(*arguments(rows, start, count))
         # Not times 0: what a row of zeros leads to may be NaN.
         sums = tf.nest.map_structure(lambda t: tf.where(empty, tf.zeros_like(t), t), sums)
@@ -329,6 +322,18 @@ class _Worker:
         rows = [array[start : start + self._size] for array in self._share]
         count = tf.shape(rows[0])[0]
         return self._function(*self._arguments(rows, number * self._size, count))
+
+
+def one_row_at_least(share: list[Tensor], empty: Tensor) -> list[Tensor]:
+    """A share's rows, or one of zeros where it is empty, so that it takes part in the others'."""
+
+    def one_row(array: Tensor) -> Tensor:
+        return tf.zeros(tf.concat([[1], tf.shape(array)[1:]], 0), array.dtype)
+
+    return [
+        tf.ensure_shape(tf.cond(empty, lambda a=a: one_row(a), lambda a=a: a), a.shape)
+        for a in share
+    ]
 
 
 def _carry(number: Tensor, value: Any, counter: list[Any], digit: int = 0) -> list[Any]:

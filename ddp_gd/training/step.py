@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.plan import block
+from ddp_gd.batching.source import SAMPLED_ROWS
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError, DataError, MismatchError
 from ddp_gd.job import runtime
@@ -20,8 +21,6 @@ from ddp_gd.steps.own.proof import OwnProof, rows_of, share_of_rows
 from ddp_gd.steps.rows import draws
 
 Tensor = Any
-
-TRIED_ROWS = 32
 
 
 def step(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +128,7 @@ class _Step:
             shared = None if rules is None else communicator
             return OwnStep(function, shared, specs, rules or OwnRules())
 
-        tried = share_of_rows(call.arrays, 0, min(TRIED_ROWS, rows_of(call.arrays)))
+        tried = share_of_rows(call.arrays, 0, min(SAMPLED_ROWS, rows_of(call.arrays)))
         proof = OwnProof(
             make, communicator, tried, {}, functools.partial(self._share, communicator)
         )

@@ -4,7 +4,7 @@ What it is given are the rows of the share, and what it gets back is what it wou
 global mini-batch: the gradients that a tape takes with respect to variables are means over the rows
 of all workers, draws belong to rows, batch statistics are those of all rows. So every worker makes
 the same updates. What the rows add to metrics is put together afterwards, and so are the numbers
-that the step returns. By which rule, and whether any holds, is found out (`proof.own_proof`).
+that the step returns. By which rule, and whether any holds, is found out (`own.proof`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Returned(NamedTuple):
     structure: Any  # what it returned, with the numbers of the tensors in their places
     results: dict[int, Any]  # metrics whose result a tensor is, by its place
     weights: list[Any]  # the variables that gradients were taken by, in order
-    taken: int  # how often gradients were taken by them
 
 
 class Ran(NamedTuple):
@@ -126,7 +125,7 @@ class OwnStep:
         structure = tf.nest.map_structure(numbered, found)
         metrics = {n: results[id(t)][1] for n, t in enumerate(flat) if id(t) in results}
         ran = Ran(flat, taken.gradients, taken.own_finite)
-        return ran, Returned(structure, metrics, taken.weights, taken.times)
+        return ran, Returned(structure, metrics, taken.weights)
 
     @contextlib.contextmanager
     def _as_whole(self, place: draws.Rows, row_share: Tensor) -> Iterator[None]:
@@ -161,10 +160,9 @@ class _Gradients:
     def __init__(self, communicator: Communicator | None, place: draws.Rows):
         self._communicator = communicator
         self._empty = tf.equal(place.count, 0)
-        self.row_share = tf.cast(place.count, tf.float32) / tf.cast(place.whole, tf.float32)
+        self.row_share = place.fraction
         self.weights: list[Any] = []
         self.gradients: list[Tensor] = []
-        self.times = 0
         self.own_finite = tf.constant(True)
 
     def take(
@@ -175,7 +173,6 @@ class _Gradients:
         by_variable = [isinstance(s, (tf.Variable, keras.Variable)) for s in flat]
         if not any(by_variable):
             return ask(sources, output_gradients)
-        self.times += 1
         if self._communicator is not None:
             output_gradients = self._weighted(target, output_gradients)
         found = ask(flat, output_gradients)
@@ -236,7 +233,7 @@ def put_together(
     rows: list[Tensor],
     place: draws.Rows,
     flags: Callable[[Ran], Tensor],
-) -> tuple[list[Tensor], Ran, Tensor, Tensor]:
+) -> tuple[list[Tensor], Ran, Tensor]:
     """Run the step on a share, and put together what it leaves and returns. Collective.
 
     Args:
@@ -248,10 +245,8 @@ def put_together(
         flags: numbers of this worker, float32, to be added up over all.
 
     Returns:
-        What the step returned, of the whole; what it gave on this share; this worker's flags, and
-        the sum of all flags.
+        What the step returned, of the whole; what it gave on this share; the sum of all flags.
     """
-    row_share = tf.cast(place.count, tf.float32) / tf.cast(place.whole, tf.float32)
     empty = tf.equal(place.count, 0)
     changed = [step.variables[n] for n in sorted(rules.mean | rules.summed)]
     before = [v.read_value() for v in changed]
@@ -259,7 +254,7 @@ def put_together(
 
     def counted(value: Tensor, mean: bool) -> Tensor:
         if mean:
-            value = tf.cast(row_share, value.dtype) * value
+            value = tf.cast(place.fraction, value.dtype) * value
         return tf.where(empty, tf.zeros_like(value), value)
 
     increments = [
@@ -271,8 +266,7 @@ def put_together(
         for n, value in enumerate(ran.returned)
         if value.dtype.is_floating and n not in rules.rows and n not in step.returned.results
     }
-    mine = flags(ran)
-    sums = communicator.allreduce_sum([*increments, *means.values(), mine])
+    sums = communicator.allreduce_sum([*increments, *means.values(), flags(ran)])
     for v, b, increment in zip(changed, before, sums, strict=False):
         v.assign(b + increment, read_value=False)
     returned = list(ran.returned)
@@ -282,4 +276,4 @@ def put_together(
         returned[n] = communicator.allgather(returned[n][: place.count])
     for n, metric in step.returned.results.items():
         returned[n] = tf.convert_to_tensor(metric.result())
-    return returned, ran, mine, sums[-1]
+    return returned, ran, sums[-1]

@@ -137,7 +137,7 @@ class _Trial:
             if kind != "same":
                 (mean if kind == "mean" else summed).add(number)
         rows = frozenset(
-            n for n in range(len(looks[0][1].ran.returned)) if self._kind_of_returned(n, looks)
+            n for n in range(len(looks[0].whole.ran.returned)) if self._kind_of_returned(n, looks)
         )
         return dataclasses.replace(tried, mean=frozenset(mean), summed=frozenset(summed), rows=rows)
 

@@ -11,6 +11,7 @@ from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran, put_together
 from ddp_gd.steps.own.proof import OwnProof
+from ddp_gd.steps.reduction import one_row_at_least
 from ddp_gd.steps.rows import draws
 from ddp_gd.steps.whole import keras_step
 
@@ -18,7 +19,7 @@ Tensor = Any
 
 
 class OwnSharedStep:
-    """A step that the model overrides, or a part of it, see `own`.
+    """A step that the model overrides, or a part of it, see `own_step`.
 
     Args:
         model: compiled and built.
@@ -61,9 +62,7 @@ class OwnSharedStep:
         self.traced = self._own.traced
         self.log_names = [] if self._are_metrics else self._names
         self.logged = [] if self._are_metrics else self.traced.structured_outputs[0]
-        weights = {id(v) for v in model.trainable_variables}
-        known = [*model.non_trainable_variables, *model.metrics_variables]
-        self.changed = [v for v in known if id(v) not in weights]
+        self.changed = [*model.non_trainable_variables, *model.metrics_variables]
 
     def micro_batches(self, batch_rows: int) -> int:
         """Micro-batches of a step, where the graph is made for their number."""
@@ -74,7 +73,7 @@ class OwnSharedStep:
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Make the step, see `SharedStep`."""
         size = tf.shape(rows[0])[0]
-        rows = [_one_at_least(row, size) for row in rows]
+        rows = one_row_at_least(rows, tf.equal(size, 0))
         loss = self._names.index("loss") if "loss" in self._names else None
         scaled = isinstance(self._model.optimizer, keras.optimizers.LossScaleOptimizer)
 
@@ -82,7 +81,7 @@ class OwnSharedStep:
             finite = ran.own_finite | tf.constant(scaled)  # LossScaleOptimizer looks for itself
             return tf.stack([asked, tf.cast(~finite, tf.float32)])
 
-        returned, ran, _, all_flags = put_together(
+        returned, ran, all_flags = put_together(
             self._own,
             self._communicator,
             self._rules,
@@ -102,10 +101,3 @@ class OwnSharedStep:
         logs, self._are_metrics = keras_step(self._model, self._signature, self._training, rows)
         self._names = list(logs)
         return list(logs.values())
-
-
-def _one_at_least(row: Tensor, size: Tensor) -> Tensor:
-    def zeros() -> Tensor:
-        return tf.zeros(tf.concat([[1], tf.shape(row)[1:]], 0), row.dtype)
-
-    return tf.ensure_shape(tf.cond(tf.equal(size, 0), zeros, lambda: row), row.shape)

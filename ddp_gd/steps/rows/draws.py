@@ -50,6 +50,11 @@ class Rows(NamedTuple):
     count: Tensor
     whole: Tensor  # how many the global mini-batch has
 
+    @property
+    def fraction(self) -> Tensor:
+        """Which part of the global mini-batch they are, float32."""
+        return tf.cast(self.count, tf.float32) / tf.cast(self.whole, tf.float32)
+
 
 @contextlib.contextmanager
 def of_rows(rows: Rows, blocks: bool = False) -> Iterator[None]:
