@@ -218,6 +218,11 @@ def profiles(callback: keras.callbacks.TensorBoard) -> bool:
     return getattr(callback, "_should_trace", True)
 
 
+def summary_writer(callback: keras.callbacks.TensorBoard, training: bool) -> Any:
+    """What TensorBoard writes of a training, or of a validation, with."""
+    return callback._train_writer if training else callback._val_writer
+
+
 # Graphs
 
 

@@ -149,12 +149,14 @@ def fit(
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
     stop_on_nan = terminate_on_nan and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
-    loop = open_loop(communicator, model, source, stop_on_nan, training=True)
+    with hooks.summaries.tracing(training=True):
+        loop = open_loop(communicator, model, source, stop_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
-        validation_loop = open_loop(
-            communicator, model, validation_source, stop_on_nan, training=False
-        )
+        with hooks.summaries.tracing(training=False):
+            validation_loop = open_loop(
+                communicator, model, validation_source, stop_on_nan, training=False
+            )
     hooks.attach(loop)
     source.marks = checkpoint is not None
     saver = None

@@ -74,10 +74,15 @@ def predict(
     computed = _Computed(model, forward, hooks)
     communicator.attendance.where = "a prediction"
     numbers: list[int] = []
-    for number, leaves in inputs.own(lambda: looks and computed.stopped):
-        if not computed.stopped:
-            computed.add(leaves)
-            numbers.append(number)
+    error: BaseException | None = None
+    try:
+        for number, leaves in inputs.own(lambda: computed.stopped):
+            if not computed.stopped:
+                computed.add(leaves)
+                numbers.append(number)
+    except (Exception, SystemExit) as found:  # of its reader
+        error = found
+    agree.raise_together(communicator, computed.error or error)
     computed.end()
     if looks:  # one that stopped leaves out what the others have after it
         ends = [numbers[-1] + 1 if computed.stopped else sys.maxsize]
@@ -93,13 +98,15 @@ class _Computed:
 
     Attributes:
         outputs: of each place in the model's outputs, those of each mini-batch.
-        stopped: whether a callback wanted no more.
+        stopped: whether a callback wanted no more, or nothing more can be computed.
+        error: why not.
     """
 
     def __init__(self, model: keras.Model, forward: Any, hooks: Hooks):
         self._model, self._forward, self._hooks = model, forward, hooks
         self.outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.outputs)]
         self.stopped = model.stop_predicting = False
+        self.error: Exception | None = None
         self._batches = BatchHooks(
             hooks.every,
             hooks.callbacks.on_predict_batch_begin,
@@ -111,7 +118,13 @@ class _Computed:
         return len(self.outputs[0])
 
     def add(self, leaves: list[np.ndarray]) -> None:
-        """Compute one."""
+        """Compute one; what goes wrong is for all workers, when this one has no others to meet."""
+        try:
+            self._add(leaves)
+        except Exception as error:
+            self.stopped, self.error = True, error
+
+    def _add(self, leaves: list[np.ndarray]) -> None:
         self._batches.begin(len(self))
         with tf.device("/cpu:0"):
             rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
