@@ -6,6 +6,8 @@ the rows as they lie in memory, and nothing where there is nothing to send.
 
 from __future__ import annotations
 
+import itertools
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,13 +49,14 @@ class Handing:
         self._share = share
         has_gpu = bool(tf.config.list_logical_devices("GPU"))
         self._device = "/gpu:0" if has_gpu else "/cpu:0"
+        # Memory for what TensorFlow copies at once; the system would clear new pages each time.
+        self._memory: dict[int | str, np.ndarray] = {}
 
     def own(self, batches: Sequence[Batch]) -> Rows:
         """This worker's rows of mini-batches that it has read itself."""
         parts = self._parts(batches, self._rank)
         leaves = [
-            arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            for arrays in zip(*parts, strict=True)
+            self._joined(n, list(arrays)) for n, arrays in enumerate(zip(*parts, strict=True))
         ]
         return self._rows([batch.rows for batch in batches], leaves)
 
@@ -133,6 +136,20 @@ class Handing:
             parts.append([leaf[share.start : share.stop] for leaf in batch.leaves])
         return [part for part in parts if len(part[0])] or parts[:1]
 
+    def _joined(self, place: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows one after the other, until the next call."""
+        if len(arrays) == 1 or arrays[0].dtype == object:
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        memory = self._kept(place, arrays[0].dtype.itemsize * math.prod(shape))
+        return np.concatenate(arrays, out=memory.view(arrays[0].dtype).reshape(shape))
+
+    def _kept(self, name: int | str, size: int) -> np.ndarray:
+        """So many bytes of memory, the same each time."""
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = np.empty(size, np.uint8)
+        return self._memory[name][:size]
+
     def _rows(self, batch_rows: Sequence[int], leaves: Sequence[Any]) -> Rows:
         parts = [self._share(rows, n, self._rank) for n, rows in enumerate(batch_rows)]
         lengths = [part.stop - part.start for part in parts]
@@ -171,10 +188,17 @@ class Handing:
     def _exchange(self, messages: Sequence[list[Any]]) -> np.ndarray:
         """Send each worker its message; what comes from all of them, as bytes."""
         splits = tf.constant([sum(map(len, m)) // _WORD for m in messages], tf.int32)
-        content = b"".join(piece for message in messages for piece in message)
+        length = sum(len(piece) for message in messages for piece in message)
+        content = self._kept("message", length)
+        place = 0
+        for piece in itertools.chain(*messages):
+            content[place : place + len(piece)] = np.frombuffer(piece, np.uint8)
+            place += len(piece)
         with tf.device("/cpu:0"):
-            sent = tf.convert_to_tensor(np.frombuffer(content, np.int64))
-            return self._communicator.alltoall(sent, splits).numpy().view(np.uint8)
+            sent = tf.convert_to_tensor(content.view(np.int64))
+            arrived = self._communicator.alltoall(sent, splits)
+        # Not `numpy()`, which copies.
+        return np.asarray(memoryview(arrived)).view(np.uint8)
 
 
 def _words(*numbers: int) -> bytes:
