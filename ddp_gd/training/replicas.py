@@ -115,9 +115,9 @@ def optimizers(model: keras.Model) -> list[Any]:
     kept = [model.optimizer]
     for value in vars(model).values():
         if isinstance(value, Mapping):
-            kept += value.values()
-        else:
-            kept += value if isinstance(value, (list, tuple)) else [value]
+            kept.extend(value.values())
+        else:  # not `+=`: a tuple that Keras has wrapped has an addition of its own
+            kept.extend(value if isinstance(value, (list, tuple)) else [value])
     found = {id(o): o for o in kept if isinstance(o, keras.optimizers.Optimizer)}
     return list(found.values())
 
