@@ -1,7 +1,8 @@
 """Handing global mini-batches out: each worker gets the rows of its share from whoever read them.
 
 One `alltoall` of whole numbers carries what it takes for one or several steps: what is in it, then
-the rows as they lie in memory, and nothing where there is nothing to send.
+the rows as they lie in memory, and nothing where there is nothing to send. Where every worker reads
+all of them nothing is handed out: they compare what they have read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.batching.batches import Batch
+from ddp_gd.batching.batches import Batch, digest
 from ddp_gd.batching.plan import Share, Shares
 from ddp_gd.batching.source import Rows
+from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import DataError
+from ddp_gd.errors import DataError, MismatchError
 
 _ROWS, _END, _ERROR = range(3)
 _WORD = 8  # bytes
@@ -199,6 +201,61 @@ class Handing:
             arrived = self._communicator.alltoall(sent, splits)
         # Not `numpy()`, which copies.
         return np.asarray(memoryview(arrived)).view(np.uint8)
+
+
+class Different(Exception):
+    """The workers have not read the same; what each one has, in words, in the order of ranks."""
+
+    def __init__(self, words: list[str]):
+        super().__init__(words)
+        self.words = words
+
+    def named(self, where: str, name: str) -> MismatchError:
+        """The error to raise.
+
+        Args:
+            where: the step that the mini-batch was read for.
+            name: of the mini-batch.
+        """
+        others: dict[str, list[str]] = {}
+        for rank, text in enumerate(self.words):
+            others.setdefault(text, []).append(str(rank))
+        found = "; ".join(
+            f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} read {text}"
+            for text, ranks in others.items()
+        )
+        return MismatchError(
+            f"The workers read different mini-batches for {where}, {name}: {found}. Nothing was "
+            "computed of it. Let every worker read the same: seed what is drawn at random "
+            "(Dataset.shuffle(seed=...), or a generator made from a seed, the epoch and the "
+            "item's number), and give all of them the same files; or let rank 0 alone read "
+            "(read='rank 0')."
+        )
+
+
+def require_same_read(
+    communicator: Communicator, batch: Batch | None, error: BaseException | None
+) -> None:
+    """Compare what this worker has read with what the others have. Collective.
+
+    Args:
+        communicator: the workers.
+        batch: what it has read; None where the data have ended, or can't be read.
+        error: why not.
+
+    Raises:
+        Different: on every worker.
+    """
+    text = "the end" if error is None else f"{type(error).__name__}: {error}"
+    told = digest([np.array(text)] if batch is None else batch.leaves)
+    own = np.frombuffer(told, np.uint8)
+    digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
+    if (digests == digests[0]).all():
+        return
+    words = f"no mini-batch ({text})"
+    if batch is not None:
+        words = f"{batch.rows} rows with SHA-256 {told.hex()[:16]}"
+    raise Different(agree.gather_json(communicator, words)) from error
 
 
 def _words(*numbers: int) -> bytes:

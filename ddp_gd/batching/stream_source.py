@@ -22,10 +22,9 @@ from typing import Any, Literal
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.batching.batches import Batch, Feed, digest, in_words
 from ddp_gd.batching.feeds import Stream
-from ddp_gd.batching.handing import Handing
+from ddp_gd.batching.handing import Different, Handing, require_same_read
 from ddp_gd.batching.plan import Share, share_of
 from ddp_gd.batching.read_ahead import BYTES_AHEAD, ReadAhead
-from ddp_gd.batching.same_read import Different, require_same_read
 from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator

@@ -189,11 +189,11 @@ def _join(
         outputs: this one's, of each place those of each of its mini-batches.
         numbers: of these mini-batches.
     """
-    mine: list[dict[str, Any]] = [
+    mine = [
         {"shapes": [v.shape for v in of_leaf], "dtypes": sorted({v.dtype.name for v in of_leaf})}
         for of_leaf in outputs
     ]
-    told = [numbers, mine]
+    told: list[Any] = [numbers, mine]
     everyone = agree.gather_json(communicator, told) if communicator.size > 1 else [told]
     found_numbers = [number for theirs, _ in everyone for number in theirs]
     joined = []

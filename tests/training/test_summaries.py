@@ -13,6 +13,10 @@ from programs.summaries import Noted, seen
 
 import ddp_gd
 
+pytestmark = pytest.mark.filterwarnings(
+    # Keras reads a variable as an array, which NumPy 2 wants done in another way.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+)
 X = np.arange(10, dtype="float32").reshape(10, 1)
 FIT = {"batch_size": 2, "shuffle": False, "verbose": 0, "validation_data": (X[:4], X[:4])}
 
