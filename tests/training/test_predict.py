@@ -150,9 +150,9 @@ class _Axes(keras.Sequential):
 
     def predict_step(self, data: Any) -> Any:
         shape = tf.cond(
-            tf.shape(data[0])[0] == 5, lambda: tf.constant([5, 4, 1]), lambda: tf.constant([3, 4])
+            tf.shape(data)[0] == 5, lambda: tf.constant([5, 4, 1]), lambda: tf.constant([-1, 4])
         )
-        return tf.reshape(data[0], shape)
+        return tf.reshape(data, shape)
 
 
 def test_outputs_of_several_lengths_are_ragged() -> None:
