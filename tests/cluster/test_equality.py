@@ -54,3 +54,8 @@ def test_networks_and_own_steps_equal_keras(np: int, program: str, tmp_path: Pat
 def test_all_planted_models_are_equal_or_refused(np: int, mode: str) -> None:
     """Whole, in shares, and bit for bit."""
     _run(np, "planted_models", _backend(np) + mode)
+
+
+def test_a_residual_network_equals_keras() -> None:
+    """Five steps of one of keras.applications, to 1e-4."""
+    _run(2, "residual_network", "auto")
