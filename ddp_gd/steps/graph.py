@@ -114,9 +114,19 @@ def constant_seeds(function: Any) -> list[str]:
     ]
 
 
+def writes_in_functions(graph: Any) -> bool:
+    """Tell whether a function, branch or loop body that a graph calls may write to a variable."""
+    inner = list(keras_private.inner_graphs(graph))
+    return any(_WRITES.match(operation.type) for operation in _operations(inner))
+
+
 def operations(function: Any) -> Iterable[Any]:
     """All operations of a concrete function's graph, and of the functions that it calls."""
-    graphs = [function.graph]
+    return _operations([function.graph])
+
+
+def _operations(graphs: list[Any]) -> Iterable[Any]:
+    graphs = list(graphs)
     while graphs:
         graph = graphs.pop()
         yield from graph.get_operations()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jobs
 import pytest
+from programs import compare, killed_gan
 
 pytestmark = pytest.mark.jobs
 
@@ -14,6 +18,7 @@ pytestmark = pytest.mark.jobs
         (1, "single", []),
         (2, "auto", []),
         (3, "mpi", ["gan", "compiled_parts", "simclr"]),
+        (2, "auto", ["3", "vae", "diffusion", "simclr", "loops"]),
     ],
 )
 def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
@@ -25,3 +30,29 @@ def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
     job = jobs.run_job(np, ["-m", "programs.own_steps", backend, *names], launcher, timeout=500)
     assert job.returncode == 0, job.stdout + job.stderr
     assert f"steps at {np} workers" in job.stdout
+
+
+def test_own_steps_in_bitwise_mode() -> None:
+    """Several updates, masks, weights and loops by hand are Keras's, with the same bits on 1 or 3.
+
+    A GAN's second update is computed with the weights that the first one left.
+    """
+    found = []
+    for np, launcher, backend in ((1, "python", "single"), (3, "mpirun", "mpi")):
+        names = ["2", "gan_without_statistics", "compiled_parts", "loops"]
+        argv = ["-m", "programs.own_steps", f"{backend},bitwise", *names]
+        job = jobs.run_job(np, argv, launcher, timeout=300)
+        assert job.returncode == 0, job.stdout + job.stderr
+        found.append(re.findall("^bits of .*$", job.stdout, re.MULTILINE))
+    assert len(found[0]) == 5
+    assert found[0] == found[1]
+
+
+def test_a_gan_goes_on_at_another_number_of_workers(tmp_path: Path) -> None:
+    """Killed at 2 workers in mid-epoch, ended by one: weights and logs as if nothing had been."""
+    job = jobs.run_job(2, ["-m", "programs.killed_gan", str(tmp_path)])
+    assert job.returncode != 0
+    saved = [path.name for path in tmp_path.glob("step-*.safetensors")]
+    assert saved, job.stdout + job.stderr
+    ended = killed_gan.train(tmp_path)
+    assert compare.differences(killed_gan.train(None), ended, 5e-5) == []
