@@ -65,8 +65,6 @@ def step(
         DataError: arrays with different numbers of rows.
         ConfigError: a `micro_batch_size` that can't be used.
     """
-    if function is None:
-        return functools.partial(step, micro_batch_size=micro_batch_size)
     if micro_batch_size is not None and (
         isinstance(micro_batch_size, bool)
         or not isinstance(micro_batch_size, (int, np.integer))
@@ -75,6 +73,8 @@ def step(
         raise ConfigError(
             f"micro_batch_size={micro_batch_size!r} must be a whole number, 1 or more."
         )
+    if function is None:
+        return functools.partial(step, micro_batch_size=micro_batch_size)
     return functools.update_wrapper(_Step(function, micro_batch_size), function)
 
 
