@@ -327,6 +327,24 @@ def noted_results() -> Iterator[dict[int, tuple[Any, Any]]]:
 
 
 @contextlib.contextmanager
+def noted_metrics() -> Iterator[list[Any]]:
+    """The metrics that are updated in here."""
+    seen: dict[int, Any] = {}
+
+    def noting(update: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            seen[id(self)] = self
+            return update(self, *args, **kwargs)
+
+        return noted
+
+    found: list[Any] = []
+    with _replaced_method(keras.Metric, "update_state", noting):
+        yield found
+    found += seen.values()
+
+
+@contextlib.contextmanager
 def replaced_updates(replace: Callable[..., None]) -> Iterator[None]:
     """Let `replace` do what optimizers are asked to apply in here, whatever class they are of.
 

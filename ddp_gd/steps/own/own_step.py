@@ -55,6 +55,7 @@ class Returned(NamedTuple):
     structure: Any  # what it returned, with the numbers of the tensors in their places
     results: dict[int, Any]  # metrics whose result a tensor is, by its place
     weights: list[Any]  # the variables that gradients were taken by, in order
+    metrics: list[Any]  # those that were updated
 
 
 class Ran(NamedTuple):
@@ -158,6 +159,7 @@ def run(
     with (
         keras_private.replaced_gradients(taken.take),
         keras_private.noted_results() as results,
+        keras_private.noted_metrics() as updated,
     ):
         found = function(rows)
     flat: list[Tensor] = []
@@ -171,7 +173,7 @@ def run(
     structure = tf.nest.map_structure(numbered, found)
     metrics = {n: results[id(t)][1] for n, t in enumerate(flat) if id(t) in results}
     ran = Ran(flat, taken.gradients, taken.own_finite)
-    return ran, Returned(structure, metrics, taken.weights)
+    return ran, Returned(structure, metrics, taken.weights, updated)
 
 
 def compiled_loss_of_share(

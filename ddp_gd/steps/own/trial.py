@@ -88,12 +88,9 @@ class Trial:
         finally:
             _restore(variables, first)
         self._require_gradients(looks)
-        mean: set[int] = set()
-        summed: set[int] = set()
-        for number in range(len(variables)):
-            kind = self._kind_of_variable(number, looks)
-            if kind != "same":
-                (mean if kind == "mean" else summed).add(number)
+        kinds = self._chosen([self._kinds_of_variable(n, looks) for n in range(len(variables))])
+        mean = {n for n, kind in enumerate(kinds) if kind == "mean"}
+        summed = {n for n, kind in enumerate(kinds) if kind == "sum"}
         rows = frozenset(
             n for n in range(len(looks[0].whole.ran.returned)) if self._kind_of_returned(n, looks)
         )
@@ -168,17 +165,40 @@ class Trial:
                         f"shares of them. {_REMEDY}"
                     )
 
-    def _kind_of_variable(self, number: int, looks: list[_Look]) -> str:
-        """Whether what becomes of it is the same on all workers, a mean over rows, or a sum."""
+    def _metric_of(self, number: int) -> list[int]:
+        """The variables of the metric that a variable belongs to, by their places."""
+        variables = {id(v): n for n, v in enumerate(self._step.variables)}
+        found = [[id(v.value) for v in m.variables] for m in self._step.returned.metrics]
+        own = [of for of in found if id(self._step.variables[number]) in of]
+        return [variables[v] for v in min(own, key=len, default=[]) if v in variables]
+
+    def _chosen(self, kinds: list[set[str]]) -> list[str]:
+        """One kind for each variable, where the rows that were tried leave several.
+
+        A metric's variables are of one kind: if no row was right so far, what an accuracy keeps has
+        not changed, but it has counted the rows.
+        """
+        chosen = []
+        for number, own in enumerate(kinds):
+            metric = self._metric_of(number)
+            common = set.intersection(*(kinds[n] for n in metric)) if metric else own
+            order = ("sum", "mean", "same") if metric else ("same", "mean", "sum")
+            chosen.append(next(kind for kind in order if kind in (common or own)))
+        return chosen
+
+    def _kinds_of_variable(self, number: int, looks: list[_Look]) -> set[str]:
+        """What may become of it: the same on all workers, a mean over rows, or a sum."""
         kinds = {"same", "mean", "sum"}
+        of_metric = bool(self._metric_of(number))
         for before, whole, moved, share, same in looks:
             was, wanted, near = (a[number] for a in (before, whole.values, moved.values))
-            if same[number] and _alike(share.values[number], wanted, was):
+            if not same[number] or not _alike(share.values[number], wanted, was):
+                kinds.discard("same")
+            elif not of_metric:
                 continue
-            kinds.discard("same")
             if wanted.dtype == bool:
-                kinds.clear()
-                break
+                kinds &= {"same"}
+                continue
             values = self._every(number, share.values[number])
             steps = np.asarray(values[self._filled] - was, np.float64)
             parts = self._parts[self._filled]
@@ -200,7 +220,7 @@ class Trial:
                 f"{' and '.join(map(few, values[:3]))}, whose mean over rows or sum that is not. "
                 f"{_REMEDY}"
             )
-        return next(kind for kind in ("same", "mean", "sum") if kind in kinds)
+        return kinds
 
     def _every(self, number: int, value: np.ndarray) -> np.ndarray:
         """What a variable is after each part."""
