@@ -121,6 +121,7 @@ class _Step:
             object.__setattr__(instance, name, functools.update_wrapper(bound, self._function))
         return vars(instance)[name]
 
+    @runtime.collective
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on one global mini-batch. Collective."""
         communicator = runtime.communicator()

@@ -34,7 +34,7 @@ def left_by(workers, launcher, backend, inter_op, which="few"):
     ("workers", "launcher", "backend", "inter_op", "which"),
     [
         (3, "mpirun", "mpi", 2, "few"),
-        (5, "mpirun", "horovod", 1, "one"),  # for more, two cores take a minute
+        (5, "mpirun", "horovod", 1, "one"),  # for more, two cores take minutes
     ],
 )
 def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which):
