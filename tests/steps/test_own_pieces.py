@@ -94,10 +94,10 @@ def test_hooks_and_scaled_losses(scaled: bool) -> None:
 
 def test_nan_stops_before_the_next_step() -> None:
     """The step's gradient is looked at, as any other."""
-    x = X.copy()
-    x[9] = np.nan
+    y = Y.copy()
+    y[9] = np.nan
     with pytest.raises(ddp_gd.NumericsError, match="step 2 of 2"):
-        ddp_gd.fit(own(), x, Y, micro_batch_size=3, **FIT)
+        ddp_gd.fit(own(), X, y, micro_batch_size=3, **FIT)
 
 
 def test_what_is_not_called_is_said() -> None:
