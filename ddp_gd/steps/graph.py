@@ -114,10 +114,12 @@ def constant_seeds(function: Any) -> list[str]:
     ]
 
 
-def writes_in_functions(graph: Any) -> bool:
-    """Tell whether a function, branch or loop body that a graph calls may write to a variable."""
-    inner = list(keras_private.inner_graphs(graph))
-    return any(_WRITES.match(operation.type) for operation in _operations(inner))
+def may_write(operation: Any) -> bool:
+    """Tell whether a call, branch or loop may write to a variable that it is given."""
+    inner = keras_private.called_graphs(operation)
+    if not inner or None in inner:
+        return True
+    return any(_WRITES.match(found.type) for found in _operations(inner))
 
 
 def operations(function: Any) -> Iterable[Any]:

@@ -240,6 +240,14 @@ def inner_graphs(graph: Any) -> Iterator[Any]:
             yield inner
 
 
+def called_graphs(operation: Any) -> list[Any]:
+    """The graphs of the functions that one operation calls; None for one that is unknown."""
+    values = operation.node_def.attr.values()
+    names = [f.name for v in values for f in ([v.func] if v.HasField("func") else v.list.func)]
+    functions = operation.graph._functions
+    return [getattr(functions.get(name), "graph", None) for name in names]
+
+
 def same_operation(kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any]) -> list[Tensor]:
     """Write an operation into the graph that is being traced."""
     graph = tf.compat.v1.get_default_graph()

@@ -157,7 +157,7 @@ def test_a_size_that_cant_be_used_is_refused(size: Any) -> None:
 
 def test_what_values_are_computed_from() -> None:
     """Sources go through operations, variables that are written and read, branches; in order."""
-    variable, other = tf.Variable(1.0), tf.Variable(1.0)
+    variable, other, third = (tf.Variable(1.0) for _ in range(3))
     found: dict[str, set[int]] = {}
 
     @tf.function
@@ -175,6 +175,7 @@ def test_what_values_are_computed_from() -> None:
             return 0.0
 
         tf.cond(y > 0, write, lambda: 0.0)
+        tf.cond(y > 0, lambda: third * 1.0, lambda: 0.0)  # reads only
         tensors = {
             "x": x * 2,
             "both": x + y,
@@ -182,6 +183,7 @@ def test_what_values_are_computed_from() -> None:
             "after": after,
             "other": other * 1.0,
         }
+        tensors["third"] = third * 1.0
         found.update({name: set(dependence.of([t])) for name, t in tensors.items()})
         dependence.mark(tensors["both"], 3)
         found["marked"] = set(dependence.of([tensors["both"] + 1.0]))
@@ -189,5 +191,6 @@ def test_what_values_are_computed_from() -> None:
 
     function(tf.constant(1.0), tf.constant(1.0))
     assert found == {
-        "x": {1}, "both": {1, 2}, "before": set(), "after": {1}, "other": {1, 2}, "marked": {3},
+        "x": {1}, "both": {1, 2}, "before": set(), "after": {1}, "other": {1, 2}, "third": set(),
+        "marked": {3},
     }  # fmt: skip

@@ -87,7 +87,7 @@ class Dependence:
 
     def _writes(self, operation: Any) -> bool:
         if operation.type in _CALL:
-            return graphs.writes_in_functions(self._graph)
+            return graphs.may_write(operation)
         return operation.type not in _READ
 
 
