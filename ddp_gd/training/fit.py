@@ -13,6 +13,7 @@ from ddp_gd.batching import sources
 from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
+from ddp_gd.steps import keras_private
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import Epochs
@@ -111,6 +112,8 @@ def fit(
     """
     communicator = runtime.communicator()
     _require_usable(epochs, initial_epoch, check_every, checkpoint)
+    if communicator.rank == 0:
+        _warn_of_own_fit(model)
     saved = snapshot.load(communicator, checkpoint)
     if saved is not None and seed is None:
         seed = saved.seed
@@ -168,6 +171,21 @@ def fit(
         ).run(initial_epoch, epochs)
     communicator.barrier()  # what rank 0's callbacks wrote is there for the others
     return model.history
+
+
+def _warn_of_own_fit(model: keras.Model) -> None:
+    """Say that a model's own `fit` isn't called, which might have prepared the rows.
+
+    Models of keras_hub have none to prepare with where their `preprocessor` is None.
+    """
+    if keras_private.overrides_fit(model) and getattr(model, "preprocessor", "?") is not None:
+        warnings.warn(
+            f"{type(model).__name__} has a fit() of its own, which ddp_gd.fit doesn't call. If it "
+            "prepares the rows, prepare them before: x, y, sample_weight = keras.utils."
+            "unpack_x_y_sample_weight(model.preprocessor(x, y)) for a model of keras_hub, whose "
+            "preprocessor may then be None; and give ddp_gd.fit the result.",
+            stacklevel=3,
+        )
 
 
 def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoint: Any) -> None:
