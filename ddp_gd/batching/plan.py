@@ -122,6 +122,18 @@ class Plan:
         """Rows of the global mini-batch of `step`."""
         return min(self.batch_size, self.rows - step * self.batch_size)
 
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches of a step, where there are any."""
+        assert self.micro_batch_size is not None
+        return -(-self.step_rows(step) // self.micro_batch_size)
+
+    def micro_batch(self, step: int, number: int) -> np.ndarray:
+        """The positions of a micro-batch's rows in the epoch's order, int64."""
+        assert self.micro_batch_size is not None
+        first = number * self.micro_batch_size
+        stop = min(first + self.micro_batch_size, self.step_rows(step))
+        return np.arange(first, stop, dtype=np.int64) + step * self.batch_size
+
     def share(self, step: int, rank: int, size: int) -> Share:
         """What worker `rank` of `size` computes of `step`: consecutive micro-batches."""
         return share_of(self.step_rows(step), self.micro_batch_size, rank, size)

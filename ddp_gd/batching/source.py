@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ddp_gd.batching.arrays import Signature
+from ddp_gd.batching.audit import Again
 from ddp_gd.batching.plan import Shares
 
 Tensor = Any
@@ -16,6 +17,7 @@ class Rows(NamedTuple):
 
     shares: Shares
     leaves: list[Tensor]
+    again: Again | None = None  # what it computes once more, see `audit`
 
 
 SAMPLED_ROWS = 32

@@ -70,7 +70,7 @@ class OwnSharedStep:
 
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Any]:
         """Make the step, see `SharedStep`."""
         size = tf.shape(rows[0])[0]
         rows = one_row_at_least(rows, tf.equal(size, 0))
@@ -95,7 +95,7 @@ class OwnSharedStep:
             if loss is not None:
                 finite &= tf.reduce_all(tf.math.is_finite(tf.cast(returned[loss], tf.float32)))
         logs = [tf.cast(value, tf.float32) for value in returned] if self.log_names else []
-        return finite, ran.own_finite, all_flags[0] > 0, logs
+        return finite, ran.own_finite, all_flags[0] > 0, logs, ()
 
     def _step(self, rows: list[Tensor]) -> list[Tensor]:
         logs, self._are_metrics = keras_step(self._model, self._signature, self._training, rows)
