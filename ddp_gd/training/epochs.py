@@ -19,6 +19,7 @@ from ddp_gd.steps import keras_private
 from ddp_gd.training import replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.loop import Loop
+from ddp_gd.training.saving.checkpoint import Checkpoint
 from ddp_gd.training.saving.saver import Saver
 from ddp_gd.training.saving.snapshot import Position, Snapshot
 
@@ -33,17 +34,19 @@ class Epochs:
     loop: Loop
     validation_loop: Loop | None
     validation_freq: int | Iterable[int]
+    check_every: int | None
+    checkpoint: Checkpoint | None
     saver: Saver | None
     saved: Snapshot | None
-    interrupts: Interrupts
-    save_every: int | None
-    check_every: int | None
-    any_order: bool = False
     checked: str = "its beginning"
     updates: int = 0
 
     def run(self, initial_epoch: int, epochs: int) -> None:
         """Train up to epoch `epochs`, from `initial_epoch` or where a checkpoint was saved."""
+        with Interrupts(active=self.checkpoint is not None) as self.interrupts:
+            self._run(initial_epoch, epochs)
+
+    def _run(self, initial_epoch: int, epochs: int) -> None:
         self.model.stop_training = False
         self.hooks.callbacks.on_train_begin()
         self.hooks.remember()
@@ -86,7 +89,7 @@ class Epochs:
         epoch, step, updates = saved.position
         if self.loop.source.go_to(epoch, step, saved.mark):
             return saved
-        if not self.any_order:
+        if self.checkpoint is None or self.checkpoint.resume != "new order":
             raise MismatchError(
                 f"The data before {saved.position} are not those that were read when the "
                 "checkpoint was saved: their order is drawn without a seed, or they are others. "
@@ -131,7 +134,8 @@ class Epochs:
     def _steps(self, begin: Position, logs: dict[str, Any]) -> tuple[Position, dict[str, Any]]:
         """Make the steps of an epoch from `begin` on; where it ends, and its logs."""
         position, loop = begin, self.loop
-        pauses = [every for every in (self.save_every, self.check_every) if every is not None]
+        save_every = self.checkpoint.every_steps if self.checkpoint else None
+        pauses = [every for every in (save_every, self.check_every) if every is not None]
         batches = BatchHooks(
             self.hooks.every,
             self.hooks.callbacks.on_train_batch_begin,

@@ -13,7 +13,6 @@ from ddp_gd.batching import sources
 from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
-from ddp_gd.job.signals import Interrupts
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import Epochs
@@ -134,8 +133,7 @@ def fit(
         "initial_epoch": initial_epoch,
         "check_every": check_every,
         "terminate_on_nan": bool(terminate_on_nan),
-        **_class_weight_facts(class_weight),
-        **_validation_facts(validation_source, validation_freq),
+        **_facts(class_weight, validation_source, validation_freq),
     }
     identity.build(model, source.signature)
     facts = identity.require_same(communicator, model, source, settings)
@@ -160,25 +158,10 @@ def fit(
     saver = None
     if checkpoint is not None and communicator.rank == 0:
         saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
-
-    with (
-        Interrupts(active=checkpoint is not None) as interrupts,
-        closing(source),
-        closing(validation_source or source),
-    ):
+    with closing(source), closing(validation_source or source):
         Epochs(
-            communicator=communicator,
-            model=model,
-            hooks=hooks,
-            loop=loop,
-            validation_loop=validation_loop,
-            validation_freq=validation_freq,
-            saver=saver,
-            saved=saved,
-            interrupts=interrupts,
-            save_every=checkpoint.every_steps if checkpoint else None,
-            check_every=check_every,
-            any_order=checkpoint is not None and checkpoint.resume == "new order",
+            *(communicator, model, hooks, loop, validation_loop, validation_freq, check_every),
+            *(checkpoint, saver, saved),
         ).run(initial_epoch, epochs)
     communicator.barrier()  # what rank 0's callbacks wrote is there for the others
     return model.history
@@ -214,15 +197,15 @@ def _require_frequency(validation_freq: Any) -> None:
         )
 
 
-def _class_weight_facts(class_weight: Mapping[int, float] | None) -> dict[str, Any]:
-    if class_weight is None:
-        return {}
-    weights = {int(label): float(weight) for label, weight in class_weight.items()}
-    return {"class_weight": dict(sorted(weights.items()))}
-
-
-def _validation_facts(source: Source | None, frequency: Any) -> dict[str, Any]:
-    if source is None:
-        return {}
-    facts = {f"validation {name}": fact for name, fact in source.describe().items()}
-    return {"validation_freq": frequency} | facts
+def _facts(
+    class_weight: Mapping[int, float] | None, validation: Source | None, frequency: Any
+) -> dict[str, Any]:
+    """What makes up a training beside its model, rows and numbers of epochs."""
+    facts: dict[str, Any] = {}
+    if class_weight is not None:
+        weights = {int(label): float(weight) for label, weight in class_weight.items()}
+        facts["class_weight"] = dict(sorted(weights.items()))
+    if validation is not None:
+        facts["validation_freq"] = frequency
+        facts |= {f"validation {name}": fact for name, fact in validation.describe().items()}
+    return facts
