@@ -12,6 +12,7 @@ all of them audit equally many, and an audited part of 5 % costs 5 %.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Again(NamedTuple):
     offsets: np.ndarray  # int32, (steps + 1,): where each step's begin in `numbers`, and the end
     row_offsets: np.ndarray  # int32, (audits + 1,): where the rows of each begin, and the end
     positions: np.ndarray  # int64, (rows,)
-    leaves: list[Any]
+    leaves: Sequence[Any] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,13 @@ class Audit:
                     positions.append(plan.micro_batch(step, number))
                     row_offsets.append(row_offsets[-1] + len(positions[-1]))
             offsets.append(len(numbers))
-        integers = (np.array(found, np.int32) for found in (numbers, offsets, row_offsets))
-        return Again(places, *integers, np.concatenate(positions), [])
+        return Again(
+            places,
+            np.array(numbers, np.int32),
+            np.array(offsets, np.int32),
+            np.array(row_offsets, np.int32),
+            np.concatenate(positions),
+        )
 
     def _drawn(self, epoch: int, step: int, micro_batches: int) -> list[tuple[int, int]]:
         """The places that are audited in a step, each with the distance of owner and auditor."""

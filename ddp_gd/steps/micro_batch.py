@@ -61,7 +61,7 @@ class Layout(NamedTuple):
         return gradients
 
     def names(self, losses: int) -> list[str]:
-        """What each tensor of `Sums` and `Pieces` is, in words, where so many losses are compiled."""
+        """What each tensor of `Sums` and `Pieces` is, in words, with so many compiled losses."""
         dense, looked_up = [], []
         for kind, weight in zip(self.kinds, self.weights, strict=True):
             if kind is tf.IndexedSlices:

@@ -130,10 +130,12 @@ class SharedStep:
             Whether loss and gradient are finite; whether this worker's part of them is; whether
             some worker was asked to stop; nothing more to log; `Found`, or () without an audit.
         """
-        audit, reduce = None, self._reduce
+        audit = None
         if given is not None:
-            assert isinstance(reduce, CanonicalTree) and self._size is not None
-            audit = reduce = Audit(reduce, self._size, given)
+            assert isinstance(self._reduce, CanonicalTree)
+            assert self._size is not None
+            audit = Audit(self._reduce, self._size, given)
+        reduce = audit or self._reduce
         state = self._state.read()
         metrics = self._state.metrics_before(carried=self._rules.met_metrics)
         totals, met = tf.zeros(self._losses), ()
@@ -178,8 +180,9 @@ class SharedStep:
         """`tf.TensorSpec` of each tensor of a step's `Found`."""
         lines = [tf.TensorSpec([None, width(function)], tf.int64) for function in self.audited]
         totals, _, met = self._specs[-3:]
-        met = Met(*met) if met else ()
-        return Found(tf.TensorSpec([], tf.bool), [Checks(line, line) for line in lines], totals, met)
+        return Found(
+            tf.TensorSpec([], tf.bool), [Checks(line, line) for line in lines], totals, met
+        )
 
     @property
     def audited_names(self) -> list[list[str]]:

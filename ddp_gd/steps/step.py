@@ -189,7 +189,9 @@ class Steps:
             share = [array[offsets[step] : offsets[step + 1]] for array in rows]
             asked = self.ask_to_stop.read_value()
             given = [_of_step(step, *again)] if again else []
-            return step + 1, *self._step(count, share, starts[step], batch_rows[step], asked, *given)
+            return step + 1, *self._step(
+                count, share, starts[step], batch_rows[step], asked, *given
+            )
 
         def goes_on(step: Tensor, finite: Tensor, _: Tensor, stop: Tensor, *more: Any) -> Tensor:
             go_on = finite & ~stop & (step < tf.size(batch_rows))
