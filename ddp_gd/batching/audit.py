@@ -12,6 +12,7 @@ all of them audit equally many, and an audited part of 5 % costs 5 %.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ class Audit:
         which = r.integers(len(self._distances), size=places)
         return [(place, self._distances[which[place]]) for place in np.flatnonzero(taken).tolist()]
 
-    @property
+    @functools.cached_property
     def _distances(self) -> list[int]:
         """Those at which most workers have one of another host; of one process its own, 0."""
         size = len(self.hosts)
