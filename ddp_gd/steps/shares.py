@@ -163,8 +163,7 @@ class SharedStep:
             self._write(sums, pieces, batch_rows)
         else:
             found = Found(audit.differs, audit.checks, totals, met)
-            nothing = tf.no_op
-            tf.cond(found.differs, nothing, lambda: self._write(sums, pieces, batch_rows))
+            tf.cond(found.differs, lambda: None, lambda: self._write(sums, pieces, batch_rows))
         finite = tf.equal(flags[1], 0)
         if self._stop_on_nan:
             finite &= tf.math.is_finite(sums.loss)
