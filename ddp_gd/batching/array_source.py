@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Arrays
-from ddp_gd.batching.audit import Audit
 from ddp_gd.batching.order import Order
-from ddp_gd.batching.plan import Plan, share_of
+from ddp_gd.batching.plan import Audit, Plan, share_of
 from ddp_gd.batching.rows import NumberedRows
 from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm.base import Communicator

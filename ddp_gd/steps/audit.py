@@ -53,16 +53,15 @@ class Audit:
 
     Args:
         tree: reduces.
-        size: rows of a micro-batch.
         given: what this worker does.
 
     Attributes:
         checks: what it found, of each function that was reduced.
     """
 
-    def __init__(self, tree: CanonicalTree, size: int, given: Given):
+    def __init__(self, tree: CanonicalTree, given: Given):
         self._tree = tree
-        self._size = size
+        self._size = tree.size
         self._given = given
         self._differ: list[Tensor] = []
         self.checks: list[Checks] = []

@@ -165,7 +165,7 @@ class CanonicalTree:
 
     def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
         self.communicator = communicator
-        self._size = micro_batch_size
+        self.size = micro_batch_size
         self._lanes = 1 << (lanes.bit_length() - 1)
 
     def __call__(
@@ -187,7 +187,7 @@ class CanonicalTree:
         """Compute this worker's share: `(sums, pieces)` of each whole node; all of its pieces."""
         rank = self.communicator.rank
         begin, _ = block(micro_batches, self.communicator.size, rank)
-        worker = _Worker(function, arguments, share, begin, self._size, self._lanes)
+        worker = _Worker(function, arguments, share, begin, self.size, self._lanes)
         own = [worker.node(node, micro_batches) for node in self._owned(micro_batches)[rank]]
         if own:
             return own, _join([pieces for _, pieces in own])

@@ -133,8 +133,7 @@ class SharedStep:
         audit = None
         if given is not None:
             assert isinstance(self._reduce, CanonicalTree)
-            assert self._size is not None
-            audit = Audit(self._reduce, self._size, given)
+            audit = Audit(self._reduce, given)
         reduce = audit or self._reduce
         state = self._state.read()
         metrics = self._state.metrics_before(carried=self._rules.met_metrics)

@@ -17,8 +17,7 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.batching.audit import Again
-from ddp_gd.batching.plan import Shares
+from ddp_gd.batching.plan import Again, Shares
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from ddp_gd import files
 from ddp_gd.batching.array_source import ArraySource
-from ddp_gd.batching.audit import Audit
+from ddp_gd.batching.plan import Audit
 from ddp_gd.batching.source import Source
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from ddp_gd.batching import sources
-from ddp_gd.batching.audit import require_part
+from ddp_gd.batching.plan import require_part
 from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddp_gd.batching.audit import Audit, require_part
-from ddp_gd.batching.plan import Plan, block
+from ddp_gd.batching.plan import Audit, Plan, block, require_part
 from ddp_gd.errors import ConfigError
 
 PLAN = Plan(rows=1000, batch_size=45, micro_batch_size=4, shuffle=True, seed=3)
