@@ -237,7 +237,6 @@ class Audit:
     worker w + distance has at that place, too. So all of them audit equally many, and an audited
     part of 5 % costs 5 %.
 
-
     Attributes:
         part: of all micro-batches, above 0 and up to 1.
         seed: of the plan.
