@@ -66,9 +66,11 @@ def _process(options: argparse.Namespace) -> bool:
 def _compute(count: int, seed: int) -> bool:
     """Plant wrong results; tell whether something was not as promised."""
     found: list[audits.Found] = []
-    for np in (2, 3, 4):
-        first, stop = block(count, 3, np - 2)
-        for backend, part in (("mpi", stop - first - count // 6), ("horovod", count // 6)):
+    # One of each number of workers and backend, as equally many of them as can be.
+    jobs = [(1, "single"), *((np, backend) for np in (2, 3, 4) for backend in ("mpi", "horovod"))]
+    for number, (np, backend) in enumerate(jobs):
+        first, stop = block(count, len(jobs), number)
+        if part := stop - first:
             new = audits.run(2 * part, np, f"{seed} {backend}", clean=part, backend=backend)
             for one in new:
                 print(f"{len(found) + 1:4} {one.trial} of {np} {one.problem or 'ok'}", flush=True)

@@ -1,8 +1,8 @@
-"""Wrong results, planted into trainings that are audited: `compute.py JSON`, under a launcher.
+"""Wrong results, planted into audited trainings: `compute.py JSON BACKEND`, under a launcher.
 
-One job has many cases, since an audit's error is raised on all workers, which can go on. What goes
-wrong does so in this program: the traced micro-batch is called through a wrapper here, or a layer
-of the model has an operation that it wraps.
+One job has many trials, since an audit's error is raised on all workers, which can go on. What goes
+wrong does so in this program: the traced micro-batch is called through a wrapper here, and a layer
+of the model has operations that may go wrong.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ import tensorflow as tf
 from keras import layers
 
 import ddp_gd
+from ddp_gd.batching import sources
+from ddp_gd.batching.array_source import ArraySource
+from ddp_gd.job import runtime
 from ddp_gd.steps import shares
+from ddp_gd.training import audit, identity, replicas
+from ddp_gd.training.loop import open_loop
 
-ROWS, BATCH, PIECE = 60, 20, 2  # three steps of ten micro-batches an epoch
+ROWS, BATCH, PIECE, EPOCHS = 60, 20, 2, 3  # three steps of ten micro-batches an epoch
 # Where a result is wrong: what the micro-batch gives, or inside of the model.
 SUMS = ("loss", "gradient", "state", "metric")
 INSIDE = ("forward", "backward")
@@ -59,36 +64,51 @@ def trials(count: int, workers: int, seed: str, clean: int = 0) -> list[Trial]:
     found = []
     for number in range(count):
         every = r.choice([0, 50, 1])
-        # Once: it is met for certain where all are audited. Else where the training is long enough.
-        part = 1.0 if every == 0 else r.choice([0.5, 1.0]) if every == 1 else 1.0
+        # One of few is met for certain where all are audited.
+        part = r.choice([0.5, 1.0]) if every == 1 else 1.0
         rank = -1 if number >= count - clean else r.randrange(workers)
         place, how = r.choice(SUMS + INSIDE), r.choice(HOW)
-        found.append(Trial(rank, place, how, r.randrange(4), every, part, r.randrange(1000)))
+        first = r.randrange(120 // workers)  # a worker has as many results or more
+        found.append(Trial(rank, place, how, first, every, part, r.randrange(1000)))
     return found
 
 
 class Strike:
-    """Changes a result when it is time to; armed, since the model is tried before the training."""
+    """Changes a result when it is time to."""
 
-    def __init__(self, trial: Trial, here: bool):
-        self.trial = trial
-        self.armed = False
+    def __init__(self) -> None:
+        self._trial: Trial | None = None
         self.struck = 0
-        self._here = here
-        self._calls = 0
-        self._r = np.random.default_rng(trial.seed)
 
-    def __call__(self, value: np.ndarray) -> np.ndarray:
-        """Return the value, or a wrong one."""
-        if not (self.armed and self._here):
-            return value
-        trial, call = self.trial, self._calls
+    def aim(self, trial: Trial | None) -> None:
+        """From now on do what this trial says, or nothing."""
+        self._trial = trial
+        self.struck = self._calls = 0
+        self._r = np.random.default_rng(trial.seed if trial else 0)
+
+    def through(self, place: str, tensor: Any, which: int = 0, count: int = 1) -> Any:
+        """A tensor that may be changed on its way: number `which` of `count` at that place."""
+
+        def run(value: np.ndarray) -> np.ndarray:
+            trial = self._trial
+            if trial is None or trial.rank != ddp_gd.rank():
+                return value
+            if trial.place != place or trial.seed % count != which:
+                return value
+            return self._changed(trial, value)
+
+        return tf.ensure_shape(tf.numpy_function(run, [tensor], tensor.dtype), tensor.shape)
+
+    def _changed(self, trial: Trial, value: np.ndarray) -> np.ndarray:
+        late = self._calls - trial.first
         self._calls += 1
-        late = call - trial.first
         if late != 0 and not (trial.every and late > 0 and late % trial.every == 0):
             return value
         self.struck += 1
         return wrong(value, trial.how, self._r)
+
+
+STRIKE = Strike()
 
 
 def wrong(value: np.ndarray, how: str, r: np.random.Generator) -> np.ndarray:
@@ -107,133 +127,169 @@ def wrong(value: np.ndarray, how: str, r: np.random.Generator) -> np.ndarray:
     return changed
 
 
-def through(strike: Callable[[np.ndarray], np.ndarray], tensor: Any) -> Any:
-    """A tensor that may be changed on its way."""
-    found = tf.numpy_function(strike, [tensor], tensor.dtype)
-    return tf.ensure_shape(found, tensor.shape)
-
-
 class Wrapped:
-    """A traced micro-batch, one of whose results may be changed."""
+    """A traced micro-batch, whose results may be changed."""
 
-    def __init__(self, function: Any, strike: Strike):
-        self._function, self._strike = function, strike
+    def __init__(self, function: Any):
+        self._function = function
         self.structured_outputs = function.structured_outputs
 
     def __call__(self, *arguments: Any) -> tuple[Any, Any]:
         """Compute it, and change it."""
         sums, pieces = self._function(*arguments)
-        place = self._strike.trial.place
-        if place == "loss":
-            return sums._replace(loss=through(self._strike, sums.loss)), pieces
-        field = {"gradient": "gradients", "metric": "metrics", "state": "state"}[place]
-        values = list(getattr(sums, field))
-        floating = [n for n, v in enumerate(values) if v.dtype.is_floating]
-        which = floating[self._strike.trial.seed % len(floating)]
-        values[which] = through(self._strike, values[which])
-        return sums._replace(**{field: values}), pieces
+        changed = {"loss": STRIKE.through("loss", sums.loss)}
+        for place, field in (("gradient", "gradients"), ("metric", "metrics"), ("state", "state")):
+            values = list(getattr(sums, field))
+            floating = [n for n, v in enumerate(values) if v.dtype.is_floating]
+            for which, number in enumerate(floating):
+                values[number] = STRIKE.through(place, values[number], which, len(floating))
+            changed[field] = values
+        return sums._replace(**changed), pieces
+
+
+@tf.custom_gradient
+def _passed(value: Any) -> Any:
+    out = STRIKE.through("forward", value)
+    return out, lambda slope: STRIKE.through("backward", slope)
 
 
 class Passes(layers.Layer):
-    """Passes its input on, or the gradient back, through an operation that may go wrong."""
-
-    strike: Strike | None = None
+    """Passes its input on, and the gradient back, through operations that may go wrong."""
 
     def call(self, x: Any) -> Any:
         """Pass it on."""
-        strike = self.strike
-        if strike is None or strike.trial.place not in INSIDE:
-            return x
-
-        @tf.custom_gradient
-        def passed(value: Any) -> Any:
-            forward = strike.trial.place == "forward"
-            out = through(strike, value) if forward else tf.identity(value)
-            return out, lambda slope: slope if forward else through(strike, slope)
-
-        return passed(x)
+        return _passed(x)
 
 
-class Arm(keras.callbacks.Callback):
-    """Arms a strike when the training begins."""
-
-    def __init__(self, strike: Strike):
-        super().__init__()
-        self._strike = strike
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Arm it."""
-        self._strike.armed = True
-
-
-def run(trial: Trial) -> dict[str, Any]:
-    """Train with a fault; tell what was found."""
-    strike = Strike(trial, ddp_gd.rank() == trial.rank)
-    init = shares.SharedStep.__init__
-
-    def wrapped_init(self: Any, *arguments: Any, **options: Any) -> None:
-        init(self, *arguments, **options)
-        if options["training"] and trial.place in SUMS:
-            self.traced = Wrapped(self.traced, strike)
-
-    shares.SharedStep.__init__ = wrapped_init  # type: ignore[method-assign]
-    try:
-        left = _train(trial, strike)
-        if trial.rank >= 0 and left["ranks"] is None:
-            # A small change may be rounded away before anything is summed: nothing was wrong then.
-            nothing = Strike(trial, here=False)
-            left["harmless"] = _train(trial, nothing)["fingerprint"] == left["fingerprint"]
-        return left
-    finally:
-        shares.SharedStep.__init__ = init  # type: ignore[method-assign]
-
-
-def _train(trial: Trial, strike: Strike) -> dict[str, Any]:
-    keras.backend.clear_session()
+def build() -> keras.Model:
+    """With batch statistics, random numbers, a metric."""
     keras.utils.set_random_seed(3)
-    passes = Passes()
-    passes.strike = strike
     model = keras.Sequential(
         [
             keras.Input((6,)),
             layers.Dense(8, activation="relu"),
-            passes,
+            Passes(),
             layers.BatchNormalization(),
             layers.Dropout(0.2),
             layers.Dense(1),
         ]
     )
     model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Features and targets."""
     r = np.random.default_rng(1)
-    x, y = r.normal(size=(ROWS, 6)), r.normal(size=(ROWS, 1))
-    left: dict[str, Any] = {"ranks": None, "text": "", "updates": 0}
-    try:
+    return r.normal(size=(ROWS, 6)), r.normal(size=(ROWS, 1))
+
+
+class Arm(keras.callbacks.Callback):
+    """Aims when the training begins: the model is tried before."""
+
+    def __init__(self, trial: Trial):
+        super().__init__()
+        self._trial = trial
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Aim."""
+        STRIKE.aim(self._trial)
+
+
+def by_fit(trial: Trial) -> dict[str, Any]:
+    """What becomes of a trial in a call of `ddp_gd.fit`."""
+    model = build()
+
+    def train() -> None:
+        x, y = data()
         ddp_gd.fit(
-            model,
-            x,
-            y,
-            batch_size=BATCH,
+            *(model, x, y, BATCH, EPOCHS),
             micro_batch_size=PIECE,
-            epochs=3,
             verbose=0,
             seed=trial.seed,
             audit=trial.part,
-            callbacks=[Arm(strike)],
+            callbacks=[Arm(trial)],
         )
+
+    return _left(model, train)
+
+
+class Trainer:
+    """Trains the same model again and again, without tracing it each time."""
+
+    def __init__(self) -> None:
+        communicator = runtime.communicator()
+        self._model = build()
+        x, y = data()
+        self._source = sources.for_training(
+            communicator, (x, y, None), None, BATCH, PIECE, True, seed=0
+        )
+        identity.build(self._model, self._source.signature)
+        audit.arrange(communicator, self._source, 1.0)
+        self._loop = open_loop(communicator, self._model, self._source, training=True)
+        variables = [*replicas.variables(self._model), *self._model.metrics_variables]
+        self._begin = [(variable, variable.numpy()) for variable in variables]
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """What becomes of a trial."""
+        left = self._train(trial, trial)
+        if trial.rank >= 0 and left["ranks"] is None:
+            # A small change may be rounded away before anything is summed: nothing was wrong then.
+            left["harmless"] = self._train(trial, None)["fingerprint"] == left["fingerprint"]
+        return left
+
+    def _train(self, trial: Trial, fault: Trial | None) -> dict[str, Any]:
+        for variable, value in self._begin:
+            variable.assign(value)
+        assert isinstance(self._source, ArraySource)
+        assert self._source.audit is not None
+        self._source.audit = dataclasses.replace(
+            self._source.audit, part=trial.part, seed=trial.seed
+        )
+        STRIKE.aim(fault)
+        return _left(self._model, self._epochs)
+
+    def _epochs(self) -> None:
+        self._loop.reset()
+        for epoch in range(EPOCHS):
+            for first, stop in self._loop.calls(epoch):
+                self._loop.run(first, stop)
+            self._loop.end_epoch()
+
+
+def _left(model: keras.Model, train: Callable[[], None]) -> dict[str, Any]:
+    """What a training leaves, or whom an audit named."""
+    left: dict[str, Any] = {"ranks": None, "text": ""}
+    try:
+        train()
     except ddp_gd.AuditError as error:
-        left = {"ranks": list(error.ranks), "text": str(error), "hosts": list(error.hosts)}
+        left = {"ranks": list(error.ranks), "text": str(error)}
     return left | {
         "updates": int(model.optimizer.iterations.numpy()),
         "fingerprint": ddp_gd.fingerprint(model),
-        "struck": strike.struck,
+        "struck": STRIKE.struck,
     }
 
 
 def main() -> None:
-    """Run the trials of a JSON list of arguments; each worker writes what it saw, as JSON."""
+    """Run the trials of a JSON list of arguments; each worker writes what it saw, as JSON.
+
+    The first one through `fit`.
+    """
     file = Path(sys.argv[1])
     ddp_gd.init(sys.argv[2], bitwise=True)
-    found = [run(Trial(**options)) for options in json.loads(file.read_text())]
+    init = shares.SharedStep.__init__
+
+    def wrapped_init(self: Any, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
+        self.traced = Wrapped(self.traced)
+
+    shares.SharedStep.__init__ = wrapped_init  # type: ignore[method-assign]
+    first, *others = (Trial(**options) for options in json.loads(file.read_text()))
+    found = [by_fit(first)]
+    STRIKE.aim(None)
+    trainer = Trainer()
+    found += [trainer.run(trial) for trial in others]
     Path(f"{file}.{ddp_gd.rank()}").write_text(json.dumps(found))
 
 
