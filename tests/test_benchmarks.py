@@ -23,15 +23,15 @@ def test_a_small_benchmark(tmp_path: Path) -> None:
     """Every contender makes Keras's updates, and table, picture and numbers are written."""
     command = [sys.executable, "-m", "benchmarks.bench", "--out", str(tmp_path)]
     command += ["--rounds", "1", "--steps", "16", "--workloads", "linear"]
-    contenders = {"keras", "bitwise_2", "horovod_tuned", "alone"}
+    contenders = {"bitwise_2", "horovod_tuned"}
     command += ["--contenders", *contenders]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["milliseconds_per_step"][0]) == contenders
-    assert set(results["distance_to_keras"]) == contenders - {"alone"}
+    assert set(results["distance_to_keras"]) == contenders
     assert all(d < 1e-3 for row in results["distance_to_keras"].values() for d in row.values())
     assert results["memory_in_gradients"].keys() == {"bitwise"}
     assert "| ddp_gd bitwise, 2 workers |" in (tmp_path / "results.md").read_text()

@@ -13,12 +13,16 @@ class Attendance:
         done: how many this worker has ended.
         joining: how far it is going in what it is just doing; `done` where it is not in one.
         where: the steps that were entered last, in words.
+        errors: how many exceptions left a call that all workers make, each telling in `error` what
+            the last one was. The same on every worker, or else some wait for others.
     """
 
     def __init__(self) -> None:
         self.done = 0
         self.joining = 0
         self.where = "its beginning"
+        self.errors = 0
+        self.error = ""
 
     @contextmanager
     def join(self, count: int = 1) -> Iterator[None]:

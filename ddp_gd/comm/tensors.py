@@ -87,12 +87,12 @@ class ProgramOrder:
             tensors: its inputs.
             overlapping: whether it has an op for each of them, none of which blocks its thread.
         """
+        if self._zero is None:  # before a function is traced, which would be once more for it
+            with tf.init_scope(), tf.device("/cpu:0"):
+                self._zero = tf.Variable(0, dtype=tf.int32, trainable=False, name="ddp_gd_zero")
         if tf.executing_eagerly():
             with self._attendance.join():
                 return collective(*tensors)
-        if self._zero is None:
-            with tf.init_scope(), tf.device("/cpu:0"):
-                self._zero = tf.Variable(0, dtype=tf.int32, trainable=False, name="ddp_gd_zero")
         with tf.name_scope(COLLECTIVE):
             return self._in_turn(collective, tensors, overlapping)
 

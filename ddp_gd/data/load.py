@@ -95,6 +95,7 @@ def load(
     return fetch(request, cache)
 
 
+@runtime.collective
 def fetch(request: Request, cache: bool = True) -> Dataset:
     """Do what `load` does."""
     communicator = runtime.communicator()

@@ -22,6 +22,7 @@ class Report(NamedTuple):
     began: int = 0  # when the process did, since process numbers are used again
     done: int = 0  # as in `Attendance`
     joining: int = 0
+    errors: int = 0
 
     def is_alive(self) -> bool | None:
         """Tell whether that process runs on this host; None where that is unknown."""
@@ -72,6 +73,14 @@ class Peers:
     def saying(self, state: int) -> set[int]:
         """Return those that say they are in this state."""
         return {rank for rank, report in self.reports.items() if report.state == state}
+
+    def with_more_errors(self, number: int) -> set[int]:
+        """Return those in which more than so many exceptions ended a call of all workers."""
+        return {rank for rank, report in self.reports.items() if report.errors > number}
+
+    def with_fewer_errors(self, number: int) -> set[int]:
+        """Return those in which fewer did."""
+        return {rank for rank, report in self.reports.items() if report.errors < number}
 
     def waiting(self) -> set[int]:
         """Return those that wait for somebody."""

@@ -2,13 +2,17 @@
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import platform
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import keras
 
@@ -24,6 +28,9 @@ from ddp_gd.job.versions import version
 from ddp_gd.job.watch import PATIENCE, Watch
 from ddp_gd.loading import quietly
 from ddp_gd.settings import stall_seconds
+
+_Parameters = ParamSpec("_Parameters")
+_Returned = TypeVar("_Returned")
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,28 @@ def init(backend: str = "auto", bitwise: bool = False) -> None:
 def communicator() -> Communicator:
     """Return the job's communicator; join the job with `init()` first if nobody did."""
     return _joined().communicator
+
+
+def collective(
+    function: Callable[_Parameters, _Returned],
+) -> Callable[_Parameters, _Returned]:
+    """Note the exceptions that leave a function which all workers call.
+
+    The program may catch one, and then the others, where it didn't happen, wait for this worker:
+    `job.watch` ends such a job.
+    """
+
+    @functools.wraps(function)
+    def called(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Returned:
+        attendance = communicator().attendance
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            attendance.error = "".join(traceback.format_exception(error))
+            attendance.errors += 1
+            raise
+
+    return called
 
 
 def rank() -> int:

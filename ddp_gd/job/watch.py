@@ -7,6 +7,8 @@ and looks at what the others posted. The job ends where it is certain that it ca
 - a worker announced that it fails, with an exception;
 - the process of a worker on the same host is gone;
 - a worker came to the end of its program, and another one is in a collective that it never joined;
+- an exception left `fit` or another such call on a worker, whose program caught it, and another one
+  is in a collective still;
 - a worker has said nothing for `DDP_GD_STALL_SECONDS` (stopped, or its host or network is lost),
   while another one waits in a collective; ten times as long if its process can be seen to run;
 - a worker is alive and has not come to a collective for ten times as long: an endless loop, or a
@@ -27,6 +29,7 @@ from ddp_gd.comm.base import Board, Communicator
 from ddp_gd.job.peers import ENDED, FAILING, RUNNING, SPEAKING, TICK, Peers, introduction
 
 PATIENCE = 10  # limits that a worker which answers may take to come to a collective
+_LOOKS = 12  # in a row: time for a program that ends with an exception to do so
 
 
 class Watch:
@@ -57,6 +60,7 @@ class Watch:
         self._launcher = os.getppid()
         self._peers = Peers(board, self._rank)
         self._doubt = 0  # looks in a row at which some worker had left too early
+        self._alone = 0  # and at which one was waited for that had an exception alone
         self._warned: set[int] = set()
         self._looked = self._quiet_until = time.monotonic()
         self._lock = threading.Lock()
@@ -125,6 +129,9 @@ class Watch:
                 return
             if self._peers.saying(SPEAKING):
                 time.sleep(2 * TICK)  # it says why
+                if self._peers.with_fewer_errors(self._attendance.errors):
+                    time.sleep(2 * TICK)  # first
+                    self._say(f"what rank {self._rank} caught:\n{self._attendance.error}")
                 self._end(1)
             gone &= self._peers.saying(RUNNING)
             if gone and now >= self._quiet_until:
@@ -135,6 +142,7 @@ class Watch:
                 self._end(1)
             waits = self._attendance.joining > self._attendance.done
             self._look_for_early_leavers(waits)
+            self._look_for_caught_errors(waits)
             if self._limit and (waits or self._state == ENDED):
                 self._look_for_silent_ones(now)
             if self._limit and waits:
@@ -155,6 +163,13 @@ class Watch:
         if self._doubt > 4:
             what = f"ended its program, but rank {self._rank} waits for it"
             self._stop(min(early), what, early)
+
+    def _look_for_caught_errors(self, waits: bool) -> None:
+        failed = self._peers.with_more_errors(self._attendance.errors) if waits else set()
+        self._alone = self._alone + 1 if failed else 0
+        if self._alone > _LOOKS:
+            what = f"caught an exception that ended its part, but rank {self._rank} waits for it"
+            self._stop(min(failed), what, failed)
 
     def _look_for_silent_ones(self, now: float) -> None:
         silent = {
@@ -221,6 +236,8 @@ class Watch:
             sys.stderr.flush()
 
     def _post(self) -> None:
-        done, joining = self._attendance.done, self._attendance.joining
-        report = self._introduction._replace(state=self._state, done=done, joining=joining)
+        own = self._attendance
+        report = self._introduction._replace(
+            state=self._state, done=own.done, joining=own.joining, errors=own.errors
+        )
         self._board.post(report)

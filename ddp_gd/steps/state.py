@@ -36,7 +36,7 @@ class Changes(NamedTuple):
     def assign(self, state: list[Tensor], metrics: list[Tensor], rules: Rules) -> None:
         """Write the reduced state, and add the reduced metrics to those of the epoch."""
         for variable, value in zip(self.state, state, strict=True):
-            variable.assign(value)
+            variable.assign(tf.cast(value, variable.dtype))
         for variable, value in zip(self.metrics, metrics, strict=True):
             (variable.assign if rules.met_metrics else variable.assign_add)(value)
 
@@ -192,7 +192,8 @@ class ModelState:
             elif value.dtype.is_floating and variable.path not in rules.same_state:
                 state.append(value * tf.cast(row_share, value.dtype))
             else:
-                state.append(once(value))
+                added = tf.cast(value, tf.uint8) if value.dtype == tf.bool else value
+                state.append(once(added))
         metrics = [copies.value(v) for v in changes.metrics]
         return state, list(map(once, metrics)) if rules.met_metrics else metrics, changes
 

@@ -15,6 +15,7 @@ from ddp_gd.training.epochs import evaluation
 from ddp_gd.training.loop import open_loop
 
 
+@runtime.collective
 def evaluate(
     model: keras.Model,
     x: Any = None,

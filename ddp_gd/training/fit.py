@@ -25,6 +25,7 @@ from ddp_gd.training.saving.checkpoint import Checkpoint
 from ddp_gd.training.saving.saver import Saver
 
 
+@runtime.collective
 def fit(
     model: keras.Model,
     x: Any = None,

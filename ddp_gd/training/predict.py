@@ -21,6 +21,7 @@ from ddp_gd.training.inputs import open_inputs
 _BYTES_PER_EXCHANGE = 2**28
 
 
+@runtime.collective
 def predict(
     model: keras.Model,
     x: Any,

@@ -89,6 +89,7 @@ class _Step:
         self._shared: set[int] = set()  # variables that are rank 0's
         self._calls = 0
 
+    @runtime.collective
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on one global mini-batch. Collective."""
         communicator = runtime.communicator()

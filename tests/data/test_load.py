@@ -77,7 +77,7 @@ def test_every_format_ends_in_the_same_fingerprint(formats, tmp_path):
     for number, (name, options) in enumerate(sources.items()):
         argv = ["-m", "ddp_gd.train", "--data", str(formats.folder / name), *options]
         argv += ["--epochs", "1", "--seed", "1", "--batch-size", "1000", "--bitwise"]
-        np_ = 1 + number % 2
+        np_ = 2 if number == 1 else 1
         launcher = "mpirun" if np_ > 1 else "python"
         done = jobs.run_job(np_, [*argv, "--out", str(tmp_path / name)], launcher)
         assert done.returncode == 0, done.stderr

@@ -198,6 +198,25 @@ def test_a_worker_that_leaves_too_early(
     assert ("rank 1 (process 1 on beta) ended its program" in capsys.readouterr().err) == ends
 
 
+def test_an_exception_that_one_program_catches_ends_the_job(job: Job, clock: Clock, capsys) -> None:
+    """Seen by who waits; where it happened it is shown. All that catch the same go on."""
+    for attendance in job.attendance:
+        attendance.errors, attendance.error = 1, "ValueError: the same"
+    waiting, failed = job.attendance
+    with waiting.join():
+        job.look(10, clock)
+        failed.errors, failed.error = 2, "ValueError: only here"
+        job.look(2, clock)
+        with pytest.raises(Ended):
+            job.look(2, clock, ranks=(0,))
+        assert (
+            "caught an exception that ended its part, but rank 0 waits" in capsys.readouterr().err
+        )
+        with pytest.raises(Ended):
+            job.watches[1].look()
+    assert "what rank 1 caught:\nValueError: only here" in capsys.readouterr().err
+
+
 def test_a_dead_worker_is_noticed_at_once(clock: Clock, capsys) -> None:
     """By its process, which others of the same host can see, even if it has never posted."""
     with subprocess.Popen(["sleep", "60"]) as process:

@@ -445,6 +445,55 @@ def an_annealed_loss() -> Case:
     return with_loss(loss)
 
 
+@planted("rnn_state", "rnn_state")
+def stateful_lstm() -> Case:
+    stack = [layers.LSTM(3, stateful=True), layers.Dense(2)]
+    model = keras.Sequential([keras.Input(batch_shape=(8, 6, 2)), *stack])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return Case(model, features(6, 2)[:8], Y[:8])
+
+
+@planted()
+def input_with_a_batch_size() -> Case:
+    model = keras.Sequential([keras.Input((4,), batch_size=8), layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return Case(model, features(4)[:8], Y[:8])
+
+
+@planted()
+def boolean_state() -> Case:
+    class Seen(layers.Layer):
+        def build(self, shape: Any) -> None:
+            zeros = lambda shape, dtype=None: ops.zeros(shape, "bool")  # noqa: E731
+            self.seen = self.add_weight(dtype="bool", initializer=zeros, trainable=False)
+
+        def call(self, x: Any) -> Any:
+            self.seen.assign(ops.any(x > 0))
+            return x
+
+    return with_layers(Seen())
+
+
+@planted()
+def random_crop() -> Case:
+    stack = [layers.RandomCrop(4, 4), layers.Flatten(), layers.Dense(2)]
+    return Case(sequential(*stack, shape=(6, 6, 1)), features(6, 6, 1), Y)
+
+
+@planted()
+def unfrozen_without_compiling_again() -> Case:
+    hidden = layers.Dense(3, "tanh")
+    hidden.trainable = False
+    model = sequential(hidden, layers.Dense(2))
+    hidden.trainable = True
+    return Case(model, features(4), Y)
+
+
+@planted()
+def eager_when_compiled() -> Case:
+    return with_layers(run_eagerly=True)
+
+
 # Overrides
 
 

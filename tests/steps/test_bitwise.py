@@ -34,7 +34,7 @@ def left_by(workers, launcher, backend, inter_op, which="few", audit="0"):
     ("workers", "launcher", "backend", "inter_op", "which", "audit"),
     [
         (3, "mpirun", "mpi", 2, "few", "0.1"),
-        (5, "mpirun", "horovod", 1, "one", "0"),  # for more, two cores take a minute
+        (5, "mpirun", "horovod", 1, "one", "0"),  # for more, two cores take minutes
     ],
 )
 def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which, audit):

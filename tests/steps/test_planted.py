@@ -11,11 +11,11 @@ pytestmark = pytest.mark.jobs
 @pytest.mark.parametrize(
     ("np", "arguments"),
     [
-        (1, ["single", "0", "0:3"]),
-        (1, ["single", "3", "1:4"]),
+        (1, ["single", "0", "0:7"]),
+        (1, ["single", "3", "1:8"]),
         (2, ["auto", "0", "2:4"]),
-        (3, ["mpi", "0", "2:13"]),
-        (2, ["auto,bitwise", "0", "1:9"]),
+        (3, ["mpi", "0", "2:18"]),
+        (2, ["auto,bitwise", "0", "1:13"]),
     ],
     ids=["whole", "pieces", "two", "three", "bitwise"],
 )

@@ -19,6 +19,9 @@ from ddp_gd.steps.rules import Rules
 
 Tensor = Any
 
+# Weights are moved by so many: more than pieces differ by, so that as many numbers cross a kink.
+_ROUNDINGS = 32
+
 
 class Look(NamedTuple):
     """The whole, and all workers' pieces: arrays with the pieces in front."""
@@ -72,10 +75,14 @@ class Comparison:
             isolated=self.bitwise,
         )
 
-    def look(self, step: Traced) -> list[Look]:
+    def look(self, step: Traced, attempt: int = 0) -> list[Look]:
         """Compute whole and in pieces, with the weights as they are and three times as large.
 
         Where units are saturated, or a hinge is open for all rows, two rules may look the same.
+
+        Args:
+            step: as it is to be for pieces.
+            attempt: 0 for these weights; each other number for weights a little to the side.
         """
         of_whole, of_piece = self._both(step)
         own = step.micro_batch.state
@@ -85,13 +92,15 @@ class Comparison:
         for scale in (1, 3):
             state = [scale * v for v in own.weights_of(own.read())]
             others = own.read()[len(state) :]
+            if attempt:
+                state = [self._moved(v, attempt, 2.0**-8) for v in state]
             whole_rows = (self.rows, 0, self.count, self.count)
             total, met = of_whole.totals(state + others, self.rows, self.count)
             one = _evidence(of_whole, state + others, *whole_rows, total, zeros, met)
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
             again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
-            moved = [self._moved(v) for v in state] + others
+            moved = [self._moved(v, 0, _ROUNDINGS * self.epsilon) for v in state] + others
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
@@ -120,12 +129,12 @@ class Comparison:
         halves = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
         return max([halves.get(name, 2.0**-23) for name in names], default=2.0**-23)
 
-    def _moved(self, weight: Tensor) -> Tensor:
-        """A weight, moved by some roundings up or down."""
+    def _moved(self, weight: Tensor, seed: int, part: float) -> Tensor:
+        """A weight, moved up or down by a part of it."""
         if not weight.dtype.is_floating:
             return weight
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], weight.shape)
-        return weight * tf.cast(1 + 4 * self.epsilon * signs, weight.dtype)
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], weight.shape)
+        return weight * tf.cast(1 + part * signs, weight.dtype)
 
     def _both(self, step: Traced) -> tuple[Traced, Traced]:
         """What computes the whole, and what computes a piece."""
