@@ -10,6 +10,8 @@ import argparse
 import time
 from collections.abc import Callable
 
+import keras
+
 import ddp_gd
 from benchmarks.bench import interval
 from benchmarks.keras_models import untrained
@@ -20,13 +22,15 @@ from ddp_gd.job import runtime
 from ddp_gd.training import audit, identity, replicas
 from ddp_gd.training.loop import open_loop
 
+_NAMES = ("mlp", "cnn", "wide")
+
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
     parser.add_argument("--part", type=float, default=0.05, help="audited (default: 0.05)")
     parser.add_argument("--pairs", type=int, default=21, help="of epochs (default: 21)")
-    parser.add_argument("--workloads", nargs="+", default=["mlp", "cnn"], choices=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", default=["mlp", "cnn"], choices=_NAMES)
     options = parser.parse_args()
     ddp_gd.init(bitwise=True)
     for name in options.workloads:
@@ -56,7 +60,7 @@ def _epochs(name: str, part: float) -> Callable[[int], float]:
     workload, communicator = WORKLOADS[name], runtime.communicator()
     x, y = workload.data()
     model = untrained(name, workload)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     source: Source = sources.for_training(
         communicator, (x, y, None), None, workload.batch_size, None, True, 1
     )
