@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddp_gd.data.load import load
     from ddp_gd.errors import (
+        AuditError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditError",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",

@@ -9,6 +9,7 @@
     ├── LaunchError     (RuntimeError)     the processes of the job do not find each other
     ├── MismatchError   (RuntimeError)     a worker was given something other than rank 0
     ├── ReplicaError    (RuntimeError)     the workers' copies of the model parted
+    ├── AuditError      (RuntimeError)     a worker computed something wrong
     ├── NumericsError   (ArithmeticError)  loss or gradient are no longer finite numbers
     └── CheckpointError (RuntimeError)     a checkpoint can't be written, read or continued
 
@@ -45,6 +46,21 @@ class ReplicaError(DdpGdError, RuntimeError):
     """The workers' copies of the model are no longer the same."""
 
 
+class AuditError(DdpGdError, RuntimeError):
+    """A worker computed something wrong, and an audit found it.
+
+    Args:
+        text: the message.
+        ranks: who did; empty where it can't be told.
+        hosts: theirs, each once.
+    """
+
+    def __init__(self, text: str, ranks: tuple[int, ...] = (), hosts: tuple[str, ...] = ()):
+        super().__init__(text)
+        self.ranks = ranks
+        self.hosts = hosts
+
+
 class NumericsError(DdpGdError, ArithmeticError):
     """The loss or its gradient is NaN or infinite."""
 
@@ -53,13 +69,19 @@ class CheckpointError(DdpGdError, RuntimeError):
     """A checkpoint that can't be written or read, or is of another training."""
 
 
+AUDIT_STATUS = 4
+
+
 def exit_status(error: BaseException) -> int:
-    """130 for Ctrl-C, 2 for what would fail again in the same way, 1 for everything else.
+    """130 for Ctrl-C, 4 where an audit found a wrong result, 2 for what would fail again in the
+    same way, 1 for everything else.
 
     A bit of memory that flips, or a disk that is full, may be all right when the job starts again.
     """
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if isinstance(error, AuditError):
+        return AUDIT_STATUS
     not_written = isinstance(error, CheckpointError) and isinstance(error.__cause__, OSError)
     if isinstance(error, (LaunchError, ReplicaError)) or not_written:
         return 1

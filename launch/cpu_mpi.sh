@@ -21,7 +21,9 @@
 #   --restarts K       after a failure, start again with --resume; give up after K starts in a row
 #                      that left no new checkpoint. Not after errors that would come again (exit
 #                      status 2). Needs --checkpoint FOLDER among the training arguments, on a
-#                      disk that this host and the first one of --hosts share
+#                      disk that this host and the first one of --hosts share. A host that an
+#                      audit (--audit) named is left out; where there is no other, or it names
+#                      none, the job ends (exit status 4)
 #   --min-np M         on a restart, be content with M workers when hosts stay away; default: N.
 #                      Where fewer can be had, that counts as a start, and the hosts are asked again
 #                      after 30 seconds (or DDP_GD_RESTART_SECONDS)
@@ -147,7 +149,7 @@ fi
 # Sets hosts_now, others, network and interface_now to what the hosts that can take part tell.
 ask_hosts() { # ask_hosts [--leave-out]
     local answer
-    answer=$(python "$repo_root/launch/preflight.py" "$@" "${asked[@]}" "$repo_root" "$venv" "$mpirun" "${hosts[@]}") || exit
+    answer=$(python "$repo_root/launch/preflight.py" "$@" "${wrong[@]/#/--wrong=}" "${asked[@]}" "$repo_root" "$venv" "$mpirun" "${hosts[@]}") || exit
     { read -r hosts_now && read -r others && read -r network && read -r interface_now; } <<<"$answer" || true
     if ((others)) && [[ -n $interface ]]; then
         network=$interface interface_now=$interface
@@ -158,7 +160,7 @@ ask_hosts() { # ask_hosts [--leave-out]
     fi
 }
 
-hosts_now='' others=0 network='' interface_now=''
+hosts_now='' others=0 network='' interface_now='' wrong=()
 if ((${#hosts[@]})); then
     for path in "$repo_root" "$venv" "$mpi_prefix"; do
         [[ $path =~ ^[A-Za-z0-9_./+@=-]*$ ]] ||
@@ -196,6 +198,23 @@ if [[ -z $logs ]]; then
 fi
 [[ $logs == /* ]] || logs=$PWD/$logs
 
+named=$checkpoint/audit-named-hosts # training/audit.py writes it: host names, one a line
+# Hosts that an audit found to compute wrong are left out from now on.
+leave_out_wrong() {
+    local -a found=()
+    [[ ! -f $named ]] || mapfile -t found <"$named"
+    if ((! ${#found[@]})); then
+        say "the audit can't tell which host computes wrong: run the job on others, or leave one out by hand."
+        exit "$job_status"
+    fi
+    if ((! ${#hosts[@]})); then
+        say "the audit named this host, and there is no other to go on with. See docs/audit.md."
+        exit "$job_status"
+    fi
+    wrong+=("${found[@]}")
+    say "an audit found that $(join_by ' ' "${found[@]}") computed wrong, which is left out from now on"
+}
+
 failures=0 pause=${DDP_GD_RESTART_SECONDS:-30}
 while true; do
     now=$workers
@@ -229,6 +248,7 @@ while true; do
         exit 0
     fi
     before=$(newest "$checkpoint")
+    ((! restarts)) || rm -f "$named"
     if [[ $launcher == horovodrun && ${DDP_GD_VERBOSE:-} != 1 ]]; then
         run_family "${command[@]}" 2> >(without_loading >&2)
     else
@@ -239,6 +259,7 @@ while true; do
         0 | 2 | 130 | 143) exit "$job_status" ;; # done, wrong arguments, asked to stop
     esac
     ((restarts)) || exit "$job_status"
+    ((job_status != 4)) || leave_out_wrong
     if [[ $(newest "$checkpoint") == "$before" ]]; then
         failures=$((failures + 1))
     else

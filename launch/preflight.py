@@ -1,11 +1,12 @@
 """Ask every host of a job what it is, before anything is started there. Called by cpu_mpi.sh.
 
-    python preflight.py [--leave-out] [--gpus] ROOT ENVIRONMENT MPIRUN HOST:WORKERS ...
+    python preflight.py [--leave-out] [--wrong=NAME] [--gpus] ROOT ENVIRONMENT MPIRUN HOST:N ...
 
 Prints four lines, for cpu_mpi.sh: the hosts that can take part; how many of them are not this one;
 the networks (CIDR) over which they reach each other; the interface there, if it has one name
 everywhere. Exit status 2: a host doesn't answer, differs from this one, or, with --gpus, takes more
-workers than it has GPUs; with --leave-out those are left out.
+workers than it has GPUs; with --leave-out those are left out. So is, with --wrong, one that calls
+itself so: an audit found that it computes wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 _MARK = "ddp_gd-report: "
 _NO_CHECKOUT, _NO_ENVIRONMENT, _NO_DIRECTORY = 61, 62, 63
 _SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
+_WRONG = "--wrong="
 _SECONDS = 40  # for connecting and answering; a disk on the network may be slow at first
 
 
@@ -34,7 +36,9 @@ class _Problem(Exception):
 def main() -> int:
     """Ask, compare, print; return the exit status."""
     options = {"--leave-out", "--gpus"} & {*sys.argv}
-    root, environment, mpirun, *given = (word for word in sys.argv[1:] if word not in options)
+    words = [word for word in sys.argv[1:] if word not in options]
+    wrong = {word.removeprefix(_WRONG) for word in words if word.startswith(_WRONG)}
+    root, environment, mpirun, *given = (word for word in words if not word.startswith(_WRONG))
     hosts = dict(entry.rsplit(":", 1) for entry in given)
     program = _program(root, environment, mpirun, "--gpus" in options)
     try:
@@ -48,6 +52,8 @@ def main() -> int:
     for host, answer in answers.items():
         if isinstance(answer, _Problem):
             _say(f"{host} {answer}")
+        elif answer["name"] in wrong:
+            _say(f"{host} is left out: an audit found that {answer['name']} computed wrong")
         elif found := [f"{f} is {b} there, {a} here" for f, a, b in differences(here, answer)]:
             _say(f"{host} differs from this host ({here['name']}): {'; '.join(found)}")
         elif "--gpus" in options and int(hosts[host]) > answer["gpus"]:

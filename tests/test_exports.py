@@ -26,6 +26,7 @@ FUNCTIONS = [
 ]
 CLASSES = ["Checkpoint"]
 ERRORS = [
+    "AuditError",
     "CheckpointError",
     "ConfigError",
     "DataError",

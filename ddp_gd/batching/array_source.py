@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ddp_gd.batching.arrays import Arrays
 from ddp_gd.batching.order import Order
-from ddp_gd.batching.plan import Plan, share_of
+from ddp_gd.batching.plan import Audit, Plan, share_of
 from ddp_gd.batching.rows import NumberedRows
 from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm.base import Communicator
@@ -30,6 +30,9 @@ class ArraySource:
         communicator: the workers.
         steps_per_epoch: None, or how many steps an epoch has: a pass then lasts over several
             epochs, or ends one early, as in Keras.
+
+    Attributes:
+        audit: what is computed once more, or None; to be set before the first epoch.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ArraySource:
         self.signature = arrays.signature
         self.micro_batch_size, self.seed = plan.micro_batch_size, plan.seed
         self.batch_rows, self.marks = plan.step_rows(0), False
+        self.audit: Audit | None = None
         self._wanted = steps_per_epoch
         self.steps: int | None = min(plan.steps, steps_per_epoch or plan.steps)
         self._epochs_before = 0
@@ -127,6 +131,17 @@ class ArraySource:
         first = (self._first_step + step) * self.plan.batch_size
         return _in_words(self._order.rows(np.arange(first + part.start, first + part.stop)))
 
+    def audited(self, step: int) -> dict[int, tuple[int, int]]:
+        """The micro-batches of a step that are audited, each with its `(owner, auditor)`."""
+        assert self.audit is not None
+        step += self._first_step
+        return self.audit.pairs(self._order.epoch, step, self.plan.micro_batches(step))
+
+    def micro_batch(self, step: int, number: int) -> list[Any]:
+        """The rows of a micro-batch, whichever worker's it is."""
+        positions = self.plan.micro_batch(self._first_step + step, number)
+        return _tensors(self._arrays.take(self._order.rows(positions)))
+
     def close(self) -> None:
         """Let the reading thread end."""
         self._reader.shutdown(wait=False, cancel_futures=True)
@@ -134,11 +149,18 @@ class ArraySource:
     def _read(self, order: Order, first: int, stop: int) -> Rows:
         """This worker's rows of the steps."""
         shares = self.plan.shares(first, stop, self._rank, self._size)
-        rows = self._arrays.take(order.rows(shares.positions))
-        # In one copy, by the reading thread: the loop would copy a step's slice when it needs it.
-        with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):
-            leaves = [tf.identity(tf.convert_to_tensor(leaf)) for leaf in rows]
-        return Rows(shares, leaves)
+        leaves = _tensors(self._arrays.take(order.rows(shares.positions)))
+        if self.audit is None:
+            return Rows(shares, leaves)
+        again = self.audit.again(self.plan, order.epoch, range(first, stop), self._rank)
+        rows = self._arrays.take(order.rows(again.positions))
+        return Rows(shares, leaves, again._replace(leaves=_tensors(rows)))
+
+
+def _tensors(rows: list[np.ndarray]) -> list[Any]:
+    """In one copy, by the reading thread: the loop would copy a step's slice when it needs it."""
+    with tf.device("/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"):
+        return [tf.identity(tf.convert_to_tensor(leaf)) for leaf in rows]
 
 
 def _in_words(rows: np.ndarray) -> str:

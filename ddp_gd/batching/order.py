@@ -24,11 +24,14 @@ class Order:
     Args:
         plan: of the training.
         epoch: counted from 0.
+
+    Attributes:
+        epoch: counted from 0.
     """
 
     def __init__(self, plan: Plan, epoch: int):
         self._plan = plan
-        self._epoch = epoch
+        self.epoch = epoch
         # One of a whole epoch is used again and again; one of a global mini-batch only once.
         self._drawn = functools.lru_cache(maxsize=1)(_draw)
 
@@ -56,7 +59,7 @@ class Order:
 
     def _shuffled(self, positions: np.ndarray, length: int, *step: int) -> np.ndarray:
         """Where a random permutation of `length` items has these positions."""
-        seeds = (self._plan.seed, self._epoch, *step)
+        seeds = (self._plan.seed, self.epoch, *step)
         if length <= MOST_DRAWN:
             return self._drawn(length, seeds)[positions]
         key = np.random.SeedSequence(seeds).generate_state(3)

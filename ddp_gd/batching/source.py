@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.batching.plan import Shares
+from ddp_gd.batching.plan import Again, Shares
 
 Tensor = Any
 SameGraph = Callable[[int, int], bool]
@@ -16,6 +16,7 @@ class Rows(NamedTuple):
 
     shares: Shares
     leaves: list[Tensor]
+    again: Again | None = None  # what it computes once more, see `Audit`
 
 
 SAMPLED_ROWS = 32

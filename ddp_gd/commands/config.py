@@ -110,6 +110,10 @@ class TrainConfig(TaskConfig):
     Without --micro-batch-size a mini-batch is computed in eight or more pieces of at most 128 rows,
     each on one thread, several at once."""
 
+    audit: float = 0.0
+    """With --bitwise: the part of all micro-batches that another worker computes, too, to be
+    compared before the update; 0.01 finds a worker that computes wrong. See docs/audit.md."""
+
     epochs: int = 20
     """Passes over the training data."""
 
@@ -157,6 +161,10 @@ class TrainConfig(TaskConfig):
             raise ConfigError(f"--decay is {self.decay}; it must be a number of at least 0.")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"--momentum is {self.momentum}; it must be from 0 to below 1.")
+        if not 0 <= self.audit <= 1:
+            raise ConfigError(f"--audit is {self.audit}; it must be from 0 to 1, such as 0.01.")
+        if self.audit and not self.bitwise:
+            raise ConfigError(f"--audit {self.audit} compares to the last bit: add --bitwise.")
         if self.momentum and self.optimizer == "adam":
             raise ConfigError("--momentum is for sgd and rmsprop; adam has its own. Leave it out.")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):

@@ -135,6 +135,7 @@ class Task:
             sample_weight=sample_weight,
             micro_batch_size=config.micro_batch_size,
             seed=self.seed,
+            audit=config.audit,
             **others,
         )
 

@@ -60,6 +60,24 @@ class Layout(NamedTuple):
                 gradients.append(None if kind is type(None) else next(dense))
         return gradients
 
+    def names(self, losses: int) -> list[str]:
+        """What each tensor of `Sums` and `Pieces` is, in words, with so many compiled losses."""
+        dense, looked_up = [], []
+        for kind, weight in zip(self.kinds, self.weights, strict=True):
+            if kind is tf.IndexedSlices:
+                looked_up.append(weight.path)
+            elif kind is not type(None):
+                dense.append(weight.path)
+        return [
+            "the loss",
+            *(f"the loss of output {number}" for number in range(losses)),
+            *(f"the gradient of {path}" for path in dense),
+            *(f"the new value of {variable.path}" for variable in self.changes.state),
+            *(f"the metric's state {variable.path}" for variable in self.changes.metrics),
+            *(f"the rows looked up in {path}" for path in looked_up),
+            *(f"the gradient of {path}" for path in looked_up),
+        ]
+
 
 class _Passed(NamedTuple):
     """What a forward pass gave."""

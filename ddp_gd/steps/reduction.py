@@ -40,7 +40,8 @@ Arguments = Callable[[list[Tensor], Tensor, Tensor], tuple]
 Flags = Callable[[list[tuple[Any, Any]]], Tensor]
 
 
-def _no_flags(_: list[tuple[Any, Any]]) -> Tensor:
+def no_flags(_: list[tuple[Any, Any]]) -> Tensor:
+    """None."""
     return tf.zeros([0])
 
 
@@ -70,7 +71,7 @@ class AllReduce:
         share: list[Tensor],
         start: Tensor,
         micro_batches: int,
-        flags: Flags = _no_flags,
+        flags: Flags = no_flags,
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Sum `function(*arguments(rows, first, count))` over the micro-batches of all workers.
 
@@ -163,8 +164,8 @@ class CanonicalTree:
     counts = True
 
     def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
-        self._communicator = communicator
-        self._size = micro_batch_size
+        self.communicator = communicator
+        self.size = micro_batch_size
         self._lanes = 1 << (lanes.bit_length() - 1)
 
     def __call__(
@@ -174,35 +175,63 @@ class CanonicalTree:
         share: list[Tensor],
         start: Tensor,
         micro_batches: int,
-        flags: Flags = _no_flags,
+        flags: Flags = no_flags,
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
-        rank, size = self._communicator.rank, self._communicator.size
-        owned = [
-            tree.nodes(*block(micro_batches, size, worker), micro_batches) for worker in range(size)
-        ]
-        begin, _ = block(micro_batches, size, rank)
-        worker = _Worker(function, arguments, share, begin, self._size, self._lanes)
-        own = [worker.node(node, micro_batches) for node in owned[rank]]
-        specs = function.structured_outputs
-        pieces = _join([pieces for _, pieces in own]) if own else None
-        if pieces is None:
-            pieces = tf.nest.map_structure(_no_rows, specs[1])
-        mine = flags(own)
-        if size == 1:
+        own, pieces = self.nodes(function, arguments, share, micro_batches)
+        return self.combine(function.structured_outputs, own, pieces, flags(own), micro_batches)
+
+    def nodes(
+        self, function: Function, arguments: Arguments, share: list[Tensor], micro_batches: int
+    ) -> tuple[list[tuple[Any, Any]], Any]:
+        """Compute this worker's share: `(sums, pieces)` of each whole node; all of its pieces."""
+        rank = self.communicator.rank
+        begin, _ = block(micro_batches, self.communicator.size, rank)
+        worker = _Worker(function, arguments, share, begin, self.size, self._lanes)
+        own = [worker.node(node, micro_batches) for node in self._owned(micro_batches)[rank]]
+        if own:
+            return own, _join([pieces for _, pieces in own])
+        return own, tf.nest.map_structure(_no_rows, function.structured_outputs[1])
+
+    def combine(
+        self,
+        specs: Any,
+        own: list[tuple[Any, Any]],
+        pieces: Any,
+        mine: Tensor,
+        micro_batches: int,
+    ) -> tuple[Any, Any, Tensor, Tensor]:
+        """Combine what `nodes` gave with that of all workers, and add up all flags.
+
+        Args:
+            specs: of the function's `(sums, pieces)`.
+            own: of each node.
+            pieces: all of this worker's.
+            mine: this worker's flags.
+            micro_batches: of the step.
+        """
+        if self.communicator.size == 1:
             return own[0][0], pieces, mine, mine
+        owned = self._owned(micro_batches)
         nodes = [tf.nest.flatten(sums) for sums, _ in own]
         wanted = tf.nest.flatten(specs[0])
-        if all(owned):  # the flags are one more number to sum: on the first node of each worker
+        if all(owned):  # the flags are some more numbers to sum: on each worker's first node
             for number, tensors in enumerate(nodes):
                 tensors.append(mine if number == 0 else tf.zeros_like(mine))
             wanted.append(tf.TensorSpec(mine.shape, tf.float32))
             *total, all_flags = self._finish(nodes, wanted, owned, micro_batches)
         else:
             total = self._finish(nodes, wanted, owned, micro_batches)
-            (all_flags,) = self._communicator.allreduce_sum([mine])
-        joined = tf.nest.map_structure(self._communicator.allgather, pieces)
+            (all_flags,) = self.communicator.allreduce_sum([mine])
+        joined = tf.nest.map_structure(self.communicator.allgather, pieces)
         return tf.nest.pack_sequence_as(specs[0], total), joined, mine, all_flags
+
+    def _owned(self, micro_batches: int) -> list[list[tree.Node]]:
+        """The whole nodes that each worker computes."""
+        size = self.communicator.size
+        return [
+            tree.nodes(*block(micro_batches, size, worker), micro_batches) for worker in range(size)
+        ]
 
     def _finish(
         self,
@@ -233,19 +262,19 @@ class CanonicalTree:
         owned: list[list[tree.Node]],
         micro_batches: int,
     ) -> Tensor:
-        size = self._communicator.size
+        size = self.communicator.size
         width = -(-length // size)
         # (own nodes, length) -> (workers, own nodes, width): to each worker its slice of each node
         table = tf.stack(vectors) if vectors else tf.zeros([0, length], dtype)
         table = tf.pad(table, [[0, 0], [0, width * size - length]])
         table = tf.transpose(tf.reshape(table, [len(vectors), size, width]), [1, 0, 2])
-        slices = self._communicator.alltoall(
+        slices = self.communicator.alltoall(
             tf.reshape(table, [size * len(vectors), width]), tf.fill([size], len(vectors))
         )
         every_node = [node for nodes in owned for node in nodes]  # slices: (every node, width)
         held = dict(zip(every_node, tf.unstack(slices, num=len(every_node)), strict=True))
         own_slice = tree.fold(tree.root(micro_batches), micro_batches, held, tf.add)
-        return tf.reshape(self._communicator.allgather(own_slice[None]), [-1])[:length]
+        return tf.reshape(self.communicator.allgather(own_slice[None]), [-1])[:length]
 
 
 class _Worker:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.comm.base import Communicator
 from ddp_gd.steps import graph
+from ddp_gd.steps.audit import Audit, Checks, Found, Given, checksums, width
 from ddp_gd.steps.finite import all_finite, looked_at
 from ddp_gd.steps.micro_batch import Pieces, Sums
 from ddp_gd.steps.proof import proof
@@ -83,7 +84,7 @@ class SharedStep:
         self._rules, traced = proof.prove(comparison)
         self._layout, self._state = traced.layout, traced.micro_batch.state
         self._losses = len(traced.micro_batch.losses)
-        self._before, self._met = traced.before, traced.met
+        self._before, self._met, self._specs = traced.before, traced.met, traced.specs
         trace = graph.isolated if bitwise_lanes else graph.inlined
         self.traced = trace(lambda *given: traced.function(*given)[:2], *traced.specs)
         self._apply: Callable[[Sums, Pieces], None] = self._update
@@ -107,8 +108,14 @@ class SharedStep:
         return -(-batch_rows // self._size)
 
     def __call__(
-        self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        self,
+        count: int,
+        rows: list[Tensor],
+        start: Tensor,
+        batch_rows: Tensor,
+        asked: Tensor,
+        given: Given | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Any]:
         """THE step.
 
         Args:
@@ -117,16 +124,22 @@ class SharedStep:
             start: the first one's place in the global mini-batch.
             batch_rows: rows of the global mini-batch.
             asked: more than 0 where this worker was asked to stop.
+            given: what it computes once more; None where nothing is audited.
 
         Returns:
             Whether loss and gradient are finite; whether this worker's part of them is; whether
-            some worker was asked to stop; nothing more to log.
+            some worker was asked to stop; nothing more to log; `Found`, or () without an audit.
         """
+        audit = None
+        if given is not None:
+            assert isinstance(self._reduce, CanonicalTree)
+            audit = Audit(self._reduce, given)
+        reduce = audit or self._reduce
         state = self._state.read()
         metrics = self._state.metrics_before(carried=self._rules.met_metrics)
         totals, met = tf.zeros(self._losses), ()
         if self._before is not None:
-            totals, outputs, *_ = self._reduce(
+            totals, outputs, *_ = reduce(
                 self._before,
                 lambda rows, first, real: (state, rows, first, real, batch_rows),
                 rows,
@@ -135,7 +148,7 @@ class SharedStep:
             )
             if self._met is not None:
                 met = tuple(self._met(outputs))
-        sums, pieces, own, flags = self._reduce(
+        sums, pieces, own, flags = reduce(
             self.traced,
             lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics, met),
             rows,
@@ -144,14 +157,67 @@ class SharedStep:
             # Two flags of each worker: it was asked to stop, its part isn't finite.
             lambda own: tf.stack([asked, self._not_finite(own)]),
         )
+        found: Found | tuple[()] = ()
+        if audit is None:
+            self._write(sums, pieces, batch_rows)
+        else:
+            found = Found(audit.differs, audit.checks, totals, met)
+            tf.cond(found.differs, lambda: None, lambda: self._write(sums, pieces, batch_rows))
+        finite = tf.equal(flags[1], 0)
+        if self._stop_on_nan:
+            finite &= tf.math.is_finite(sums.loss)
+        return finite, tf.equal(own[1], 0), flags[0] > 0, [], found
+
+    @property
+    def audited(self) -> list[Any]:
+        """The functions of a micro-batch that are audited, in the order of `Found.checks`."""
+        return [function for function in (self._before, self.traced) if function is not None]
+
+    @property
+    def found(self) -> Found:
+        """`tf.TensorSpec` of each tensor of a step's `Found`."""
+        lines = [tf.TensorSpec([None, width(function)], tf.int64) for function in self.audited]
+        totals, _, met = self._specs[-3:]
+        return Found(
+            tf.TensorSpec([], tf.bool), [Checks(line, line) for line in lines], totals, met
+        )
+
+    @property
+    def audited_names(self) -> list[list[str]]:
+        """What each checksum of a line of `Checks` is of, in words, for each of `audited`."""
+        names = []
+        if self._before is not None:
+            values = tf.nest.flatten(self._before.structured_outputs)
+            denominators = "the denominators of the losses"
+            names.append([denominators, *["what the model gives"] * (len(values) - 1)])
+        names.append(self._layout.names(self._losses))
+        return [["the rows that were read", *of_function] for of_function in names]
+
+    def compute_again(
+        self, which: int, rows: list[Tensor], number: Tensor, batch_rows: Tensor, found: Found
+    ) -> Tensor:
+        """Compute a micro-batch as a step did, and return its line of `Checks`.
+
+        Args:
+            which: place in `audited`.
+            rows: of the micro-batch.
+            number: its number.
+            batch_rows: rows of the global mini-batch.
+            found: what the step left.
+        """
+        function = self.audited[which]
+        given: tuple[Any, ...] = (self._state.read(), rows, number * self._size)
+        given += (tf.shape(rows[0])[0], batch_rows)
+        if function is self.traced:
+            given += (found.totals, self._state.metrics_before(carried=False), found.met)
+        return checksums(number, rows, function(*given))
+
+    def _write(self, sums: Sums, pieces: Pieces, batch_rows: Tensor) -> None:
+        """Change the model as the sums of all workers say, and log the losses."""
         self._layout.changes.assign(sums.state, sums.metrics, self._rules)  # weights, too
         if self._training:
             self._apply(sums, pieces)
         log_losses(self._model, sums.loss, sums.losses, batch_rows)
-        finite = tf.equal(flags[1], 0)
-        if self._stop_on_nan:
-            finite &= tf.math.is_finite(sums.loss)
-        return finite, tf.equal(own[1], 0), flags[0] > 0, []
 
     def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
         """1 where this worker's losses or gradients aren't numbers and shall be, else 0."""

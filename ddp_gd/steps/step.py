@@ -17,10 +17,11 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.batching.plan import Shares
+from ddp_gd.batching.plan import Again, Shares
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.audit import Found, Given
 from ddp_gd.steps.own.shares import OwnSharedStep
 from ddp_gd.steps.shares import SharedStep
 from ddp_gd.steps.whole import WholeStep
@@ -36,6 +37,7 @@ class StepResult(NamedTuple):
     share_finite: Tensor  # bool scalar: whether this worker's part of them was
     stop: Tensor  # bool scalar: whether some worker was asked to stop
     logs: list[Tensor]  # float32: what the last step returned that is no metric of the model
+    audit: Any  # `Found` of the last step; () where nothing is audited
 
 
 class Steps:
@@ -119,51 +121,108 @@ class Steps:
         """The variables that a step may change beside weights and optimizer."""
         return self._step.changed
 
-    def run(self, rows: list[Tensor], shares: Shares) -> StepResult:
+    def run(self, rows: list[Tensor], shares: Shares, again: Again | None = None) -> StepResult:
         """Make the steps of `shares`, or stop after the first whose loss or gradient is not
-        finite, or in which some worker was asked to stop.
+        finite, or in which some worker was asked to stop, or before the update of the first in
+        which an audit finds a difference.
 
         Args:
             rows: this worker's rows of all these steps, one step after the other.
             shares: how they are cut. In bitwise mode all steps have the same number of
                 micro-batches (`same_graph`).
+            again: what this worker computes once more; None where nothing is audited.
         """
         count = self._step.micro_batches(int(shares.batch_rows[0]))
-        if count not in self._runs:
-            numbers = tf.TensorSpec([None], tf.int32)
-            self._runs[count] = graph.inlined(
-                functools.partial(self._run, count),
-                self._signature.specs,
-                numbers,
-                numbers,
-                numbers,
-            )
-        return self._runs[count](
+        numbers = tf.TensorSpec([None], tf.int32)
+        specs: tuple[Any, ...] = (self._signature.specs, numbers, numbers, numbers)
+        given: tuple[Any, ...] = (
             rows,
             *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.starts)),
         )
+        if again is not None:
+            places = tf.TensorSpec([None, again.places.shape[1]], tf.bool)
+            specs += (places, numbers, numbers, numbers, self._signature.specs)
+            integers = (again.places, again.numbers, again.offsets, again.row_offsets)
+            given += (*map(tf.convert_to_tensor, integers), again.leaves)
+        if count not in self._runs:
+            self._runs[count] = graph.inlined(functools.partial(self._run, count), *specs)
+        return self._runs[count](*given)
 
     def same_graph(self, batch_rows: int, other: int) -> bool:
         """Tell whether steps of so many rows can be made in one call of `run`."""
         return self._step.micro_batches(batch_rows) == self._step.micro_batches(other)
 
+    @property
+    def audited_names(self) -> list[list[str]]:
+        """What an audit compares, in words, see `SharedStep`."""
+        assert isinstance(self._step, SharedStep)
+        return self._step.audited_names
+
+    def compute_again(
+        self, which: int, rows: list[Tensor], number: int, batch_rows: int, found: Found
+    ) -> Tensor:
+        """Compute a micro-batch as the last step did, see `SharedStep`."""
+        assert isinstance(self._step, SharedStep)
+        compute = functools.partial(self._step.compute_again, which)
+        # In a function as where a step computes it: TensorFlow may optimize a graph otherwise.
+        return tf.function(compute, autograph=False)(
+            rows, tf.constant(number), tf.constant(batch_rows), found
+        )
+
     def _run(
-        self, count: int, rows: list[Tensor], offsets: Tensor, batch_rows: Tensor, starts: Tensor
+        self,
+        count: int,
+        rows: list[Tensor],
+        offsets: Tensor,
+        batch_rows: Tensor,
+        starts: Tensor,
+        *again: Any,
     ) -> StepResult:
-        """Loop over the steps. The tensors are those of `Shares`."""
+        """Loop over the steps. The tensors are those of `Shares` and `Again`."""
         logs = [tf.zeros(value.shape) for value in self._step.logged]
+        found: Any = ()
+        if again:
+            assert isinstance(self._step, SharedStep)
+            found = self._step.found
+        shapes = tf.nest.map_structure(lambda spec: spec.shape, found)
 
         def one(step: Tensor, *_: Tensor) -> tuple[Any, ...]:
             share = [array[offsets[step] : offsets[step + 1]] for array in rows]
             asked = self.ask_to_stop.read_value()
-            return step + 1, *self._step(count, share, starts[step], batch_rows[step], asked)
+            given = [_of_step(step, *again)] if again else []
+            return step + 1, *self._step(
+                count, share, starts[step], batch_rows[step], asked, *given
+            )
 
+        def goes_on(step: Tensor, finite: Tensor, _: Tensor, stop: Tensor, *more: Any) -> Tensor:
+            go_on = finite & ~stop & (step < tf.size(batch_rows))
+            return go_on & ~more[-1].differs if again else go_on
+
+        begin = (tf.constant(0), tf.constant(True), tf.constant(True), tf.constant(False), logs)
         # parallel_iterations=1: no step's collectives may overtake those of the step before.
         return StepResult(
             *tf.while_loop(
-                lambda step, finite, _, stop, *__: finite & ~stop & (step < tf.size(batch_rows)),
+                goes_on,
                 one,
-                (tf.constant(0), tf.constant(True), tf.constant(True), tf.constant(False), logs),
+                (*begin, tf.nest.map_structure(_nothing, found)),
+                shape_invariants=(*tf.nest.map_structure(lambda t: t.shape, begin), shapes),
                 parallel_iterations=1,
             )
         )
+
+
+def _of_step(
+    step: Tensor,
+    places: Tensor,
+    numbers: Tensor,
+    offsets: Tensor,
+    row_offsets: Tensor,
+    rows: list[Tensor],
+) -> Given:
+    """What is computed once more in one step, of `Again`."""
+    first, stop = offsets[step], offsets[step + 1]
+    return Given(places[step], numbers[first:stop], row_offsets[first : stop + 1], rows)
+
+
+def _nothing(spec: tf.TensorSpec) -> Tensor:
+    return tf.zeros([length or 0 for length in spec.shape], spec.dtype)

@@ -78,10 +78,10 @@ class WholeStep:
 
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Any]:
         """Make the step, see `SharedStep`."""
         finite, logs = self.traced(rows)
-        return finite, finite, asked > 0, logs
+        return finite, finite, asked > 0, logs, ()
 
     def _step(self, rows: list[Tensor]) -> tuple[tuple[Tensor, list[Tensor]], list[str]]:
         optimizer = self._model.optimizer if self._training else None

@@ -4,16 +4,19 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from ddp_gd.batching import sources
+from ddp_gd.batching.plan import require_part
 from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.steps import keras_private
+from ddp_gd.training import audit as audits
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import Epochs
@@ -47,6 +50,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     terminate_on_nan: bool = True,
     check_every: int | None = None,
+    audit: float = 0.0,
     read: Literal["rank 0", "every worker"] = "rank 0",
 ) -> keras.callbacks.History:
     """Train `model` as `model.fit` would, on all workers of the job together.
@@ -95,6 +99,8 @@ def fit(
             `keras.callbacks.TerminateOnNaN` sees to it.
         check_every: compare the workers' copies of the model and optimizer after every so many
             updates, too, not only after every epoch.
+        audit: in bitwise mode, the part of all micro-batches that another worker computes, too, to
+            be compared before the update; 0 is none. In one process that one does, at another time.
         read: `"rank 0"`: of a data set each mini-batch is read by one worker, which hands the
             others their shares: those of a PyDataset by all in turn, others by rank 0. `"every
             worker"`: all read all of it, and compare what they have read before it is used; then
@@ -107,11 +113,13 @@ def fit(
         ConfigError, DataError, ModelError: an argument that can't be used; nothing was trained.
         MismatchError: another worker was called with something else, or read something else.
         NumericsError: the loss or its gradient is NaN or infinite, unless `terminate_on_nan=False`.
+        AuditError: a worker computed something wrong.
         ReplicaError: the workers' copies of the model differ.
         CheckpointError: a checkpoint can't be written or read.
     """
     communicator = runtime.communicator()
     _require_usable(epochs, initial_epoch, check_every, checkpoint)
+    part = require_part(audit)
     if communicator.rank == 0:
         _warn_of_own_fit(model)
     saved = snapshot.load(communicator, checkpoint)
@@ -124,6 +132,7 @@ def fit(
     source = sources.for_training(
         communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps, read
     )
+    audits.require_possible(part, model, source)
     validation_source = None
     if validate is not None:
         _require_frequency(validation_freq)
@@ -136,11 +145,13 @@ def fit(
         "epochs": epochs,
         "initial_epoch": initial_epoch,
         "check_every": check_every,
+        "audit": part,
         "terminate_on_nan": bool(terminate_on_nan),
         **_facts(class_weight, validation_source, validation_freq),
     }
     identity.build(model, source.signature)
     facts = identity.require_same(communicator, model, source, settings)
+    audits.arrange(communicator, source, part)
     if saved is not None:
         saved.require_same(facts)
         saved.warn_of_other_bits(communicator)
@@ -164,7 +175,8 @@ def fit(
     saver = None
     if checkpoint is not None and communicator.rank == 0:
         saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
-    with closing(source), closing(validation_source or source):
+    folder = None if saver is None or checkpoint is None else Path(checkpoint.directory)
+    with audits.left_in(folder), closing(source), closing(validation_source or source):
         Epochs(
             *(communicator, model, hooks, loop, validation_loop, validation_freq, check_every),
             *(checkpoint, saver, saved),
@@ -184,7 +196,7 @@ def _warn_of_own_fit(model: keras.Model) -> None:
             "prepares the rows, prepare them before: x, y, sample_weight = keras.utils."
             "unpack_x_y_sample_weight(model.preprocessor(x, y)) for a model of keras_hub, whose "
             "preprocessor may then be None; and give ddp_gd.fit the result.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -204,7 +216,7 @@ def _limited(epochs: int) -> int:
     """No more of them than `keras.config.set_max_epochs` allows."""
     most = keras.config.max_epochs()
     if most and most < epochs:
-        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=4)
         return most
     return epochs
 

@@ -14,6 +14,7 @@ from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
 from ddp_gd.steps import keras_private
 from ddp_gd.steps.step import Steps
+from ddp_gd.training import audit
 
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
@@ -117,11 +118,13 @@ class Loop:
             whether one did.
 
         Raises:
+            AuditError: on every worker, before the first update of which a worker computed
+                something wrong.
             NumericsError: on every worker, after the first step whose loss or gradient is not
                 finite.
         """
         assert self._rows is not None
-        (shares, rows), self._rows = self._rows, None
+        (shares, rows, again), self._rows = self._rows, None
         attendance = self._communicator.attendance
         which = f"step {stop}" if stop == first + 1 else f"steps {first + 1} to {stop}"
         attendance.where = f"{which} of {self._what}"
@@ -129,13 +132,24 @@ class Loop:
             self.steps.ask_to_stop.assign(1)
         began = time.perf_counter()
         with attendance.join(stop - first):
-            result = self.steps.run(rows, shares)
+            result = self.steps.run(rows, shares, again)
             attendance.done += int(result.steps)
         self.logs = dict(zip(self.steps.log_names, result.logs, strict=True))
+        last = int(result.steps) - 1
+        rows_of_last = int(shares.batch_rows[last])
+        if result.audit and result.audit.differs.numpy():
+            self.source.end_epoch()
+            raise audit.error(
+                self._communicator,
+                self.source,
+                self.steps,
+                result.audit,
+                first + last,
+                rows_of_last,
+                self._what,
+            )
         if not result.finite.numpy():
-            made = int(result.steps)
-            rows_of_last = int(shares.batch_rows[made - 1])
-            self._report(first + made - 1, rows_of_last, bool(result.share_finite))
+            self._report(first + last, rows_of_last, bool(result.share_finite))
         seconds = time.perf_counter() - began
         self.seconds_running += seconds
         self._pace(stop - first, seconds)

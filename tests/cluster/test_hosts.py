@@ -199,6 +199,26 @@ def test_a_lost_host(
     assert fingerprint(rest) == undisturbed
 
 
+def test_a_host_that_computes_wrong(cluster: Cluster, tmp_path: Path) -> None:
+    """An audit names it; the restart goes on without it, to the bits of one without a fault."""
+    model = f"{ROOT / 'tests' / 'programs' / 'wrong_host.py'}:build"
+    training = [*TRAINING, "--model", model, "--checkpoint-steps", "4"]
+    first, second = cluster.hosts[:2]
+    left = {}
+    for wrong in ("nobody", second.name):
+        folder = tmp_path / wrong
+        options = ["--hosts", names(cluster, 3), "--restarts", "1", "--min-np", "2"]
+        options += ["-x", "WRONG_HOST", "--", *training, "--audit", "1"]
+        options += ["--checkpoint", str(folder / "saved"), "--out", str(folder / "out")]
+        done = first.run("bash", CPU_MPI, *options, env=environment(WRONG_HOST=wrong))
+        assert done.returncode == 0, done.stderr
+        left[wrong] = fingerprint(done.stdout)
+    assert f"rank 1 (on {second.name}) computed micro-batch" in done.stderr
+    assert f"{second.name} is left out: an audit found" in done.stderr
+    assert "workers 2 (" in done.stdout
+    assert left["nobody"] == left[second.name]
+
+
 def refusal(cluster: Cluster, tmp_path: Path, *options: str) -> str:
     """What cpu_mpi.sh says when it refuses to start; nothing was started then."""
     out = tmp_path / "out"

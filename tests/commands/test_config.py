@@ -18,6 +18,8 @@ from ddp_gd.errors import ConfigError
         ("seed", -1, "--seed is -1"),
         ("seed", 2**32, "--seed is 4294967296"),
         ("nesterov", True, "--nesterov needs"),
+        ("audit", 1.5, "--audit is 1.5"),
+        ("audit", 0.01, "--audit 0.01 compares to the last bit: add --bitwise"),
     ],
 )
 def test_values_that_cannot_be_used_are_refused(field, value, option):

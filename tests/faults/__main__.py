@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.faults import kills, messages, trials
+from ddp_gd.batching.plan import block
+from tests.faults import audits, kills, messages, trials
 
 
 def main() -> None:
@@ -18,10 +19,27 @@ def main() -> None:
         "--by-hand", action="store_true", help="strike a loop by hand over Horovod, to compare"
     )
     parser.add_argument("--kills", type=int, help="instead, kill so many trainings and resume them")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("process", "compute"),
+        default=["process"],
+        help="what goes wrong: a process; or what a worker computes, with as many clean trainings",
+    )
     parser.add_argument("--log", type=Path, help="file for the output of trials that went wrong")
     options = parser.parse_args()
     if options.kills:
         sys.exit(_kills(options.kills, options.seed))
+    wrong = False
+    if "compute" in options.kinds:
+        wrong = _compute(options.trials, options.seed)
+    if "process" in options.kinds:
+        wrong |= _process(options)
+    sys.exit(wrong)
+
+
+def _process(options: argparse.Namespace) -> bool:
+    """Strike workers; tell whether something was not as promised."""
     todo = trials.faults(options.seed)
     if options.by_hand:
         todo = [f for f in todo if f.phase not in ("checkpoint", "evaluation")]
@@ -42,7 +60,23 @@ def main() -> None:
             with options.log.open("a") as log:
                 log.write(f"### {number + 1} {fault}: {problems}\n{outcome.output}\n")
     print(trials.summary(outcomes))
-    sys.exit(any(outcome.problems for outcome in outcomes) or trials.too_slow(outcomes))
+    return any(outcome.problems for outcome in outcomes) or trials.too_slow(outcomes)
+
+
+def _compute(count: int, seed: int) -> bool:
+    """Plant wrong results; tell whether something was not as promised."""
+    found: list[audits.Found] = []
+    # One of each number of workers and backend, as equally many of them as can be.
+    jobs = [(1, "single"), *((np, backend) for np in (2, 3, 4) for backend in ("mpi", "horovod"))]
+    for number, (np, backend) in enumerate(jobs):
+        first, stop = block(count, len(jobs), number)
+        if part := stop - first:
+            new = audits.run(2 * part, np, f"{seed} {backend}", clean=part, backend=backend)
+            for one in new:
+                print(f"{len(found) + 1:4} {one.trial} of {np} {one.problem or 'ok'}", flush=True)
+                found.append(one)
+    print(audits.summary(found))
+    return any(one.problem is not None for one in found)
 
 
 def _kills(count: int, seed: int) -> bool:

@@ -53,6 +53,23 @@ sys.exit(1 if start < 3 else 0)
 """
 
 
+# Stands in for ssh to hosts that have names of their own.
+SSH_WITH_NAMES = """#!/bin/sh
+while [ $# -gt 2 ]; do shift; done
+sh | sed "s/\\"name\\": \\"[^\\"]*\\"/\\"name\\": \\"$1\\"/"
+"""
+
+# Stands in for an mpirun whose first job an audit ends.
+MPIRUN_OF_AN_AUDIT = """#!/bin/sh
+if [ "$1" = --version ]; then echo 'mpirun (Open MPI) 4.1.8'; exit; fi
+n=$(ls "$SEEN" | wc -l)
+echo "$@" >"$SEEN/start$n"
+[ "$n" -eq 0 ] || exit 0
+[ -z "$NAMED" ] || echo "$NAMED" >"$SAVED/audit-named-hosts"
+exit 4
+"""
+
+
 def run(
     script: Path, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -217,6 +234,51 @@ def test_a_failed_job_is_started_again(
     assert started == given
     assert (folder / "start2").read_text() == f"--out {out} {given} --resume"
     assert ("Gave up" in result.stderr) == (status != 0)
+
+
+@pytest.mark.parametrize(
+    ("named", "status", "said"),
+    [
+        ("two", 0, "two is left out: an audit found that two computed wrong"),
+        ("", 4, "the audit can't tell which host computes wrong"),
+    ],
+)
+def test_a_host_that_computes_wrong_is_left_out(
+    stand_in: dict[str, str], tmp_path: Path, named: str, status: int, said: str
+) -> None:
+    """Where an audit named it; the job goes on with the others."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    programs = tmp_path / "mpi" / "bin"
+    programs.mkdir(parents=True)
+    library = tmp_path / "mpi" / "lib" / "libmpi.so.40"
+    library.parent.mkdir()
+    library.touch()
+    (programs / "mpirun.other").write_text(MPIRUN_OF_AN_AUDIT)
+    (programs / "ssh").write_text(SSH_WITH_NAMES)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    result = run(
+        *(LAUNCH / "cpu_mpi.sh", "--mpirun", str(programs / "mpirun.other"), "--min-np", "3"),
+        *("--hosts", "one:3,two:1", "--interface", "eth7", "--restarts", "1"),
+        *("--checkpoint", str(folder)),
+        env={
+            **stand_in,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "SAVED": str(folder),
+            "NAMED": named,
+        },
+        cwd=tmp_path,
+    )
+    assert result.returncode == status, result.stderr
+    assert said in result.stderr
+    starts = [path.read_text() for path in sorted(Path(stand_in["SEEN"]).glob("start*"))]
+    assert "-np 4 " in starts[0]
+    assert "-H one:3,two:1 " in starts[0]
+    assert len(starts) == (2 if named else 1)
+    if named:
+        assert "-np 3 " in starts[1]
+        assert "-H one:3 " in starts[1]
 
 
 def test_another_trainings_checkpoints_are_left_alone(

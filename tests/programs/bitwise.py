@@ -5,7 +5,7 @@
 `few` gives each model but those that are part of another one optimizer and one batch size, `one` is
 one of those, `most` gives each model every optimizer and every batch size once, `all` every
 combination. The backend comes from the
-variable BACKEND, inter-op threads from TF_NUM_INTEROP_THREADS.
+variable BACKEND, the part that is audited from AUDIT, inter-op threads from TF_NUM_INTEROP_THREADS.
 """
 
 import gc
@@ -187,6 +187,7 @@ def main():
             validation_split=0.1,
             verbose=0,
             seed=7,
+            audit=float(os.environ.get("AUDIT", "0")),
         )
         left[name] = {
             "fingerprint": ddp_gd.fingerprint(model),

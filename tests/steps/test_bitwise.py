@@ -15,7 +15,7 @@ PROGRAM = str(Path(__file__).parents[1] / "programs" / "bitwise.py")
 
 
 @functools.cache
-def left_by(workers, launcher, backend, inter_op, which="few"):
+def left_by(workers, launcher, backend, inter_op, which="few", audit="0"):
     """What the trainings left: fingerprints and Histories by case."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "left.json"
@@ -23,7 +23,7 @@ def left_by(workers, launcher, backend, inter_op, which="few"):
             workers,
             [PROGRAM, str(out), which],
             launcher=launcher,
-            env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op)},
+            env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op), "AUDIT": audit},
             timeout=600,
         )
         assert job.returncode == 0, job.stderr[-3000:]
@@ -31,16 +31,19 @@ def left_by(workers, launcher, backend, inter_op, which="few"):
 
 
 @pytest.mark.parametrize(
-    ("workers", "launcher", "backend", "inter_op", "which"),
+    ("workers", "launcher", "backend", "inter_op", "which", "audit"),
     [
-        (3, "mpirun", "mpi", 2, "few"),
-        (5, "mpirun", "horovod", 1, "one"),  # for more, two cores take minutes
+        (3, "mpirun", "mpi", 2, "few", "0.1"),
+        (5, "mpirun", "horovod", 1, "one", "0"),  # for more, two cores take minutes
     ],
 )
-def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which):
-    """Weights, optimizer state and History are those of one process with one thread, to the bit."""
+def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which, audit):
+    """Weights, optimizer state and History are those of one process with one thread, to the bit.
+
+    Nor does an audit, which finds nothing.
+    """
     alone = left_by(1, "python", "single", 1)
-    left = left_by(workers, launcher, backend, inter_op, which)
+    left = left_by(workers, launcher, backend, inter_op, which, audit)
     assert left == {name: alone[name] for name in left}
     assert len(left) == {"few": 5, "one": 1}[which]
 

@@ -102,7 +102,7 @@ class OwnSharedStep:
 
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Any]:
         """Make the step, see `SharedStep`."""
         make = self._on_share if self._own is not None else self._on_micro_batches
         returned, own_finite, all_flags = make(count, rows, start, batch_rows, asked)
@@ -113,7 +113,7 @@ class OwnSharedStep:
             if loss is not None:
                 finite &= tf.reduce_all(tf.math.is_finite(tf.cast(returned[loss], tf.float32)))
         logs = [tf.cast(value, tf.float32) for value in returned] if self.log_names else []
-        return finite, own_finite, all_flags[0] > 0, logs
+        return finite, own_finite, all_flags[0] > 0, logs, ()
 
     @property
     def _looks_itself(self) -> bool:

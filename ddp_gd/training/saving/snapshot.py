@@ -36,7 +36,7 @@ _DIFFERENCES = 8  # so many are named
 _SEED = "global seed"  # the array's name
 _BYTES_PER_BROADCAST = 2**30
 # A training may be continued to another length.
-_MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "terminate_on_nan")
+_MAY_DIFFER = ("epochs", "initial_epoch", "check_every", "audit", "terminate_on_nan")
 
 
 class Position(NamedTuple):
