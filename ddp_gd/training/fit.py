@@ -13,6 +13,7 @@ import numpy as np
 from ddp_gd.batching import sources
 from ddp_gd.batching.plan import require_part
 from ddp_gd.batching.source import Source
+from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
 from ddp_gd.steps import keras_private
@@ -160,7 +161,26 @@ def fit(
             sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
 
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
-    stop_on_nan = terminate_on_nan and not hooks.deal_with_nan()
+    data = (source, validation_source)
+    _train(communicator, model, hooks, data, settings, facts, validation_freq, checkpoint, saved)
+    communicator.barrier()  # what rank 0's callbacks wrote is there for the others
+    return model.history
+
+
+def _train(
+    communicator: Communicator,
+    model: keras.Model,
+    hooks: Hooks,
+    data: tuple[Source, Source | None],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    validation_freq: int | Iterable[int],
+    checkpoint: Checkpoint | None,
+    saved: snapshot.Snapshot | None,
+) -> None:
+    """Compile the steps, and make the epochs that `settings` say."""
+    source, validation_source = data
+    stop_on_nan = settings["terminate_on_nan"] and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
     with hooks.summaries.tracing(training=True):
         loop = open_loop(communicator, model, source, stop_on_nan, training=True)
@@ -172,17 +192,15 @@ def fit(
             )
     hooks.attach(loop)
     source.marks = checkpoint is not None
-    saver = None
+    saver, folder = None, None
     if checkpoint is not None and communicator.rank == 0:
         saver = Saver(checkpoint, model, hooks, facts, source, stop_on_nan)
-    folder = None if saver is None or checkpoint is None else Path(checkpoint.directory)
+        folder = Path(checkpoint.directory)
     with audits.left_in(folder), closing(source), closing(validation_source or source):
         Epochs(
-            *(communicator, model, hooks, loop, validation_loop, validation_freq, check_every),
-            *(checkpoint, saver, saved),
-        ).run(initial_epoch, epochs)
-    communicator.barrier()  # what rank 0's callbacks wrote is there for the others
-    return model.history
+            *(communicator, model, hooks, loop, validation_loop, validation_freq),
+            *(settings["check_every"], checkpoint, saver, saved),
+        ).run(settings["initial_epoch"], settings["epochs"])
 
 
 def _warn_of_own_fit(model: keras.Model) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from ddp_gd.steps import graph, keras_private
+from ddp_gd.steps.own import hooks
 
 PACKAGE = Path(keras_private.__file__).parents[1]
 
@@ -135,12 +136,12 @@ def own_steps() -> None:
     """A step sees other gradients, a compiled loss and the rows of metrics that are put there."""
     model = _model()
     x, y = tf.ones([4, 3]), tf.ones([4, 2])
-    with keras_private.replaced_gradients(lambda ask, t, s, og: [ask([x], og)[0] + 1]):
+    with hooks.replaced_gradients(lambda ask, t, s, og: [ask([x], og)[0] + 1]):
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = tf.reduce_sum(x)
         np.testing.assert_array_equal(tape.gradient(loss, [x])[0], np.full([4, 3], 2))
-    with keras_private.noted_results() as seen:
+    with hooks.noted_results() as seen:
         metric = keras.metrics.Mean()
         result = metric.result()
     assert seen[id(result)] == (result, metric)
@@ -169,16 +170,16 @@ def updates_and_metrics() -> None:
     weight = keras.Variable(1.0)
     optimizer.build([weight])
     asked = []
-    with keras_private.replaced_updates(lambda apply, gradients: asked.append(gradients)):
+    with hooks.replaced_updates(lambda apply, gradients: asked.append(gradients)):
         optimizer.apply_gradients([(tf.constant(1.0), weight)])
     assert [list(map(float, gradients)) for gradients in asked] == [[1.0]]
     assert float(weight) == 1
-    with keras_private.replaced_updates(lambda apply, gradients: asked.append(apply())):
+    with hooks.replaced_updates(lambda apply, gradients: asked.append(apply())):
         optimizer.apply([tf.constant(1.0)], [weight])
     assert len(asked) == 2
     assert float(weight) < 1
     model, metric = _model(), keras.metrics.MeanSquaredError()
-    with keras_private.noted_metrics() as seen:
+    with hooks.noted_metrics() as seen:
         metric.update_state([1.0], [2.0])
     assert seen == [metric]
     x, y = tf.ones([4, 3]), tf.ones([4, 2])

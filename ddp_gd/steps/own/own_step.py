@@ -22,6 +22,7 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.losses import CompiledLosses
+from ddp_gd.steps.own import hooks
 from ddp_gd.steps.rows import draws, meeting, statistics
 from ddp_gd.steps.rows.meeting import Meeting
 
@@ -157,9 +158,9 @@ def run(
     """
     taken = _Gradients(communicator, place)
     with (
-        keras_private.replaced_gradients(taken.take),
-        keras_private.noted_results() as results,
-        keras_private.noted_metrics() as updated,
+        hooks.replaced_gradients(taken.take),
+        hooks.noted_results() as results,
+        hooks.noted_metrics() as updated,
     ):
         found = function(rows)
     flat: list[Tensor] = []

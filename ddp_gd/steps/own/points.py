@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
-from ddp_gd.steps.own import own_step
+from ddp_gd.steps.own import hooks, own_step
 from ddp_gd.steps.own.dependence import Dependence, Sources
 from ddp_gd.steps.own.own_step import Returned
 from ddp_gd.steps.rows import draws, meeting
@@ -215,7 +215,7 @@ class KnownTo:
                 with dependence.writing(dependence.of(tensors)):
                     apply()
 
-        with self._making.as_whole(place, points), keras_private.replaced_updates(update):
+        with self._making.as_whole(place, points), hooks.replaced_updates(update):
             ran, returned = own_step.run(
                 self._making.function,
                 rows,
