@@ -1,11 +1,14 @@
 """Handing global mini-batches out: each worker gets the rows of its share from whoever read them.
 
 One `alltoall` of whole numbers carries what it takes for one or several steps: what is in it, then
-the rows as they lie in memory, and nothing where there is nothing to send.
+the rows as they lie in memory, and nothing where there is nothing to send. Where every worker reads
+all of them nothing is handed out: they compare what they have read.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from ddp_gd.batching.arrays import Signature
-from ddp_gd.batching.batches import Batch
+from ddp_gd.batching.batches import Batch, digest
 from ddp_gd.batching.plan import Share, Shares
 from ddp_gd.batching.source import Rows
+from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import DataError
+from ddp_gd.errors import DataError, MismatchError
 
 _ROWS, _END, _ERROR = range(3)
 _WORD = 8  # bytes
@@ -47,13 +51,14 @@ class Handing:
         self._share = share
         has_gpu = bool(tf.config.list_logical_devices("GPU"))
         self._device = "/gpu:0" if has_gpu else "/cpu:0"
+        # Memory for what TensorFlow copies at once; the system would clear new pages each time.
+        self._memory: dict[int | str, np.ndarray] = {}
 
     def own(self, batches: Sequence[Batch]) -> Rows:
         """This worker's rows of mini-batches that it has read itself."""
         parts = self._parts(batches, self._rank)
         leaves = [
-            arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            for arrays in zip(*parts, strict=True)
+            self._joined(n, list(arrays)) for n, arrays in enumerate(zip(*parts, strict=True))
         ]
         return self._rows([batch.rows for batch in batches], leaves)
 
@@ -133,6 +138,20 @@ class Handing:
             parts.append([leaf[share.start : share.stop] for leaf in batch.leaves])
         return [part for part in parts if len(part[0])] or parts[:1]
 
+    def _joined(self, place: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows one after the other, until the next call."""
+        if len(arrays) == 1 or arrays[0].dtype == object:
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        memory = self._kept(place, arrays[0].dtype.itemsize * math.prod(shape))
+        return np.concatenate(arrays, out=memory.view(arrays[0].dtype).reshape(shape))
+
+    def _kept(self, name: int | str, size: int) -> np.ndarray:
+        """So many bytes of memory, the same each time."""
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = np.empty(size, np.uint8)
+        return self._memory[name][:size]
+
     def _rows(self, batch_rows: Sequence[int], leaves: Sequence[Any]) -> Rows:
         parts = [self._share(rows, n, self._rank) for n, rows in enumerate(batch_rows)]
         lengths = [part.stop - part.start for part in parts]
@@ -171,10 +190,72 @@ class Handing:
     def _exchange(self, messages: Sequence[list[Any]]) -> np.ndarray:
         """Send each worker its message; what comes from all of them, as bytes."""
         splits = tf.constant([sum(map(len, m)) // _WORD for m in messages], tf.int32)
-        content = b"".join(piece for message in messages for piece in message)
+        length = sum(len(piece) for message in messages for piece in message)
+        content = self._kept("message", length)
+        place = 0
+        for piece in itertools.chain(*messages):
+            content[place : place + len(piece)] = np.frombuffer(piece, np.uint8)
+            place += len(piece)
         with tf.device("/cpu:0"):
-            sent = tf.convert_to_tensor(np.frombuffer(content, np.int64))
-            return self._communicator.alltoall(sent, splits).numpy().view(np.uint8)
+            sent = tf.convert_to_tensor(content.view(np.int64))
+            arrived = tf.identity(self._communicator.alltoall(sent, splits))
+        # Not `numpy()`, which copies.
+        return np.asarray(memoryview(arrived)).view(np.uint8)
+
+
+class Different(Exception):
+    """The workers have not read the same; what each one has, in words, in the order of ranks."""
+
+    def __init__(self, words: list[str]):
+        super().__init__(words)
+        self.words = words
+
+    def named(self, where: str, name: str) -> MismatchError:
+        """The error to raise.
+
+        Args:
+            where: the step that the mini-batch was read for.
+            name: of the mini-batch.
+        """
+        others: dict[str, list[str]] = {}
+        for rank, text in enumerate(self.words):
+            others.setdefault(text, []).append(str(rank))
+        found = "; ".join(
+            f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} read {text}"
+            for text, ranks in others.items()
+        )
+        return MismatchError(
+            f"The workers read different mini-batches for {where}, {name}: {found}. Nothing was "
+            "computed of it. Let every worker read the same: seed what is drawn at random "
+            "(Dataset.shuffle(seed=...), or a generator made from a seed, the epoch and the "
+            "item's number), and give all of them the same files; or let rank 0 alone read "
+            "(read='rank 0')."
+        )
+
+
+def require_same_read(
+    communicator: Communicator, batch: Batch | None, error: BaseException | None
+) -> None:
+    """Compare what this worker has read with what the others have. Collective.
+
+    Args:
+        communicator: the workers.
+        batch: what it has read; None where the data have ended, or can't be read.
+        error: why not.
+
+    Raises:
+        Different: on every worker.
+    """
+    text = "the end" if error is None else f"{type(error).__name__}: {error}"
+    told = digest([np.array(text)] if batch is None else batch.leaves)
+    own = np.frombuffer(told, np.uint8)
+    digests = communicator.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
+    if (digests == digests[0]).all():
+        return
+    words = f"no mini-batch ({text})"
+    if batch is not None:
+        words = f"{batch.rows} rows with SHA-256 {told.hex()[:16]}"
+    raise Different(agree.gather_json(communicator, words)) from error
 
 
 def _words(*numbers: int) -> bytes:

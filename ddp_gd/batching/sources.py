@@ -19,7 +19,7 @@ from ddp_gd.batching.split import train_validation_split
 from ddp_gd.batching.stream_source import Pattern, StreamSource
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import ConfigError, DataError, DdpGdError
+from ddp_gd.errors import ConfigError, DataError
 from ddp_gd.job import runtime
 
 BATCH_SIZE = 32  # Keras's default, and ours
@@ -196,10 +196,11 @@ def open_feed(
     """The data set, on the workers that read it, and what rank 0 says of it. Collective.
 
     Raises:
-        DdpGdError: on every worker, where rank 0 can't use it.
-        BaseException: what rank 0's raised there; on the others DataError.
+        BaseException: what it raised, on the workers that can't read it; on the others DataError,
+            or the same error of this package.
     """
-    feed, told, problem = None, {}, None
+    feed, told = None, {}
+    problem: BaseException | None = None
     if pattern != "one" or communicator.rank == 0:
         try:
             feed = make()
@@ -209,19 +210,11 @@ def open_feed(
                 "rows": feed.rows,
                 "signature": to_json(feed.signature),
             }
-        except Exception as error:
-            if pattern != "one" or communicator.size == 1:
-                raise
+        except (Exception, SystemExit) as error:
             problem = error
-            known = type(error).__name__ if isinstance(error, DdpGdError) else "DataError"
-            text = str(error) if isinstance(error, DdpGdError) else f"Rank 0 can't read: {error!r}"
-            told = {"error": known, "text": text}
+    agree.raise_together(communicator, problem)
     if pattern == "one" and communicator.size > 1:
         told = agree.gather_json(communicator, told)[0]
-    if problem is not None:
-        raise problem
-    if "error" in told:
-        raise {"ConfigError": ConfigError}.get(told["error"], DataError)(told["text"])
     return feed, told
 
 

@@ -19,31 +19,20 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
-import tensorflow as tf
-
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.batching.batches import Batch, Feed, digest, in_words
 from ddp_gd.batching.feeds import Stream
-from ddp_gd.batching.handing import Handing
+from ddp_gd.batching.handing import Different, Handing, require_same_read
 from ddp_gd.batching.plan import Share, share_of
 from ddp_gd.batching.read_ahead import BYTES_AHEAD, ReadAhead
 from ddp_gd.batching.source import Rows, SameGraph, sampled_rows, warn_of_an_early_end
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import DataError, MismatchError
+from ddp_gd.errors import DataError
 
 Pattern = Literal["one", "deal", "all"]
 # Places of which it is remembered what was read there: more than two hand-outs are ahead.
 _DIGESTS = 1024
-
-
-class _Different(Exception):
-    """The workers have not read the same; what each one has, in words, in the order of ranks."""
-
-    def __init__(self, words: list[str]):
-        super().__init__(words)
-        self.words = words
 
 
 class StreamSource:
@@ -284,8 +273,9 @@ class StreamSource:
         except BaseException as error:
             self._pending = None
             self._stop_reading()
-            if isinstance(error, _Different):
-                raise self._mismatch(self._base + first, error.words) from None
+            if isinstance(error, Different):
+                where = self._communicator.attendance.where
+                raise error.named(where, self._name(self._base + first)) from error.__cause__
             raise
         self._pending = None
         if found is not None:
@@ -361,43 +351,19 @@ class StreamSource:
     def _compared(self, place: int) -> Rows | None:
         """What this worker has read, if all have read the same. Collective."""
         assert self._reader is not None
-        batch, error = None, None
+        batch: Batch | None = None
+        error: BaseException | None = None
         try:
             batch = self._reader.take(place)
-        except DataError as found:
+        except BaseException as found:  # maybe on this worker alone
             error = found
-        text = str(error) if error is not None else "the end"
-        leaves = [np.array(text)] if batch is None else batch.leaves
-        own = np.frombuffer(digest(leaves), np.uint8)
-        digests = self._beside.allgather(tf.constant(own[None])).numpy()  # (workers, 32)
-        if not (digests == digests[0]).all():
-            words = f"no mini-batch ({text})"
-            if batch is not None:
-                words = f"{batch.rows} rows with SHA-256 {digest(leaves).hex()[:16]}"
-            raise _Different(agree.gather_json(self._beside, words))
+        require_same_read(self._beside, batch, error)
         if error is not None:
             raise error
         if batch is None:
             return None
         self._note(place, batch)
         return self._handing.own([batch])
-
-    def _mismatch(self, place: int, words: list[str]) -> MismatchError:
-        others: dict[str, list[str]] = {}
-        for rank, text in enumerate(words):
-            others.setdefault(text, []).append(str(rank))
-        found = "; ".join(
-            f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} read {text}"
-            for text, ranks in others.items()
-        )
-        return MismatchError(
-            f"The workers read different mini-batches for "
-            f"{self._communicator.attendance.where}, {self._name(place)}: "
-            f"{found}. Nothing was computed of it. Let every worker read the same: seed what is "
-            "drawn at random (Dataset.shuffle(seed=...), or a generator made from a seed, the "
-            "epoch and the item's number), and give all of them the same files; or let rank 0 "
-            "alone read (read='rank 0')."
-        )
 
     def _name(self, place: int) -> str:
         if self._feed is not None:

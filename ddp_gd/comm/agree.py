@@ -1,16 +1,19 @@
 """Small collectives: what any worker says, what rank 0 says, and that all were given the same."""
 
 import json
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from ddp_gd import errors
 from ddp_gd.comm.base import Communicator
-from ddp_gd.errors import ConfigError, MismatchError
+from ddp_gd.errors import ConfigError, DataError, DdpGdError, MismatchError
 
 _DIFFERENCES = 8  # so many are named
+_CHARACTERS = 4000  # of a traceback
 
 
 def shared_seed(communicator: Communicator, seed: int | None) -> int:
@@ -43,6 +46,31 @@ def gather_json(communicator: Communicator, value: Any) -> list[Any]:
     everyone = communicator.allgather(mine).numpy().tobytes()
     ends = np.cumsum(lengths)
     return [json.loads(everyone[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+
+
+def raise_together(communicator: Communicator, error: BaseException | None) -> None:
+    """Raise this worker's error, or that there is one on another worker. Collective.
+
+    Whoever catches an error finds all workers at the same place, and none waits for another one.
+
+    Raises:
+        BaseException: `error`.
+        DataError: on workers without one, where another one has one; with its class, if that is
+            one of this package's.
+    """
+    if communicator.size > 1:
+        told = None
+        if error is not None:
+            known = isinstance(error, DdpGdError)
+            text = str(error) if known else "".join(traceback.format_exception(error))
+            told = [type(error).__name__ if known else "", text[-_CHARACTERS:]]
+        for rank, found in enumerate(gather_json(communicator, told)):
+            if error is None and found is not None:
+                name, text = found
+                kind = getattr(errors, name, DataError) if name else DataError
+                raise kind(text if name else f"Rank {rank} could not go on:\n{text}")
+    if error is not None:
+        raise error
 
 
 def require_same_facts(communicator: Communicator, facts: Mapping[str, str]) -> None:

@@ -93,7 +93,7 @@ def collective(
         attendance = communicator().attendance
         try:
             return function(*args, **kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             attendance.error = "".join(traceback.format_exception(error))
             attendance.errors += 1
             raise

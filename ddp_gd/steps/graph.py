@@ -114,9 +114,21 @@ def constant_seeds(function: Any) -> list[str]:
     ]
 
 
+def may_write(operation: Any) -> bool:
+    """Tell whether a call, branch or loop may write to a variable that it is given."""
+    inner = keras_private.called_graphs(operation)
+    if not inner or None in inner:
+        return True
+    return any(_WRITES.match(found.type) for found in _operations(inner))
+
+
 def operations(function: Any) -> Iterable[Any]:
     """All operations of a concrete function's graph, and of the functions that it calls."""
-    graphs = [function.graph]
+    return _operations([function.graph])
+
+
+def _operations(graphs: list[Any]) -> Iterable[Any]:
+    graphs = list(graphs)
     while graphs:
         graph = graphs.pop()
         yield from graph.get_operations()

@@ -32,6 +32,11 @@ def overrides(model: keras.Model, training: bool) -> str | None:
     return None
 
 
+def overrides_fit(model: keras.Model) -> bool:
+    """Tell whether a model has a `fit` of its own, which may prepare the rows."""
+    return "fit" in vars(model) or type(model).fit is not keras.Model.fit
+
+
 def build(model: keras.Model, batch: Any) -> None:
     """Create every variable of the model, its metrics and its optimizer from symbolic data."""
     model._symbolic_build(data_batch=batch)
@@ -118,6 +123,13 @@ def trackers(model: keras.Model) -> tuple[Any, list[Any]]:
     """The metrics that hold the loss of the epoch, and that of each output if there are several."""
     compiled = model._compile_loss
     return model._loss_tracker, [] if compiled is None else list(compiled.metrics)
+
+
+def compiled_variables(model: keras.Model) -> list[Any]:
+    """What the losses and metrics given to `compile` keep, whether the model lists it or not."""
+    tracker, more = trackers(model)
+    kept = [tracker, *more, model._compile_metrics]
+    return [v for metric in kept if metric is not None for v in metric.variables]
 
 
 def metric_name(model: keras.Model, variable: Any) -> str:
@@ -218,6 +230,11 @@ def profiles(callback: keras.callbacks.TensorBoard) -> bool:
     return getattr(callback, "_should_trace", True)
 
 
+def summary_writer(callback: keras.callbacks.TensorBoard, training: bool) -> Any:
+    """What TensorBoard writes of a training, or of a validation, with."""
+    return callback._train_writer if training else callback._val_writer
+
+
 # Graphs
 
 
@@ -226,6 +243,14 @@ def inner_graphs(graph: Any) -> Iterator[Any]:
     for atomic in graph._functions.values():
         if (inner := getattr(atomic, "graph", None)) is not None:
             yield inner
+
+
+def called_graphs(operation: Any) -> list[Any]:
+    """The graphs of the functions that one operation calls; None for one that is unknown."""
+    values = operation.node_def.attr.values()
+    names = [f.name for v in values for f in ([v.func] if v.HasField("func") else v.list.func)]
+    functions = operation.graph._functions
+    return [getattr(functions.get(name), "graph", None) for name in names]
 
 
 def same_operation(kind: str, inputs: Sequence[Tensor], attributes: dict[str, Any]) -> list[Tensor]:
@@ -300,12 +325,6 @@ def replaced_gradients(replace: Callable[..., Any]) -> Iterator[None]:
 def noted_results() -> Iterator[dict[int, tuple[Any, Any]]]:
     """What metrics return as their results in here: by the id of a tensor, it and the metric."""
     seen: dict[int, tuple[Any, Any]] = {}
-    kinds, todo = [], [keras.Metric]
-    while todo:
-        kind = todo.pop()
-        todo += kind.__subclasses__()
-        if "result" in vars(kind) and kind not in kinds:
-            kinds.append(kind)
 
     def noting(result: Callable[..., Any]) -> Callable[..., Any]:
         def noted(self: Any) -> Any:
@@ -316,14 +335,71 @@ def noted_results() -> Iterator[dict[int, tuple[Any, Any]]]:
 
         return noted
 
-    own = [(kind, vars(kind)["result"]) for kind in kinds]
-    for kind, result in own:
-        kind.result = noting(result)
-    try:
+    with _replaced_method(keras.Metric, "result", noting):
         yield seen
+
+
+@contextlib.contextmanager
+def noted_metrics() -> Iterator[list[Any]]:
+    """The metrics that are updated in here."""
+    seen: dict[int, Any] = {}
+
+    def noting(update: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            seen[id(self)] = self
+            return update(self, *args, **kwargs)
+
+        return noted
+
+    found: list[Any] = []
+    with _replaced_method(keras.Metric, "update_state", noting):
+        yield found
+    found += seen.values()
+
+
+@contextlib.contextmanager
+def replaced_updates(replace: Callable[..., None]) -> Iterator[None]:
+    """Let `replace` do what optimizers are asked to apply in here, whatever class they are of.
+
+    Args:
+        replace: called with a function that applies, and the gradients.
+    """
+    inside = False  # an optimizer may be a part of another one
+
+    def replacing(apply: Callable[..., None]) -> Callable[..., None]:
+        def applied(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+            nonlocal inside
+            if inside:
+                return apply(self, grads, trainable_variables)
+            inside, grads = True, list(grads)
+            try:
+                return replace(lambda: apply(self, grads, trainable_variables), grads)
+            finally:
+                inside = False
+
+        return applied
+
+    with _replaced_method(keras.optimizers.Optimizer, "apply", replacing):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_method(root: Any, name: str, replaced: Callable[..., Any]) -> Iterator[None]:
+    """Let a method of all classes below one be what `replaced` makes of it in here."""
+    own: dict[Any, Callable[..., Any]] = {}
+    todo = list(root.__mro__[::-1])
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__() if issubclass(kind, root) else []
+        if name in vars(kind):
+            own[kind] = vars(kind)[name]
+    for kind, method in own.items():
+        setattr(kind, name, replaced(method))
+    try:
+        yield
     finally:
-        for kind, result in own:
-            kind.result = result
+        for kind, method in own.items():
+            setattr(kind, name, method)
 
 
 @contextlib.contextmanager

@@ -124,7 +124,6 @@ class MicroBatch:
         training: bool,
         moments: Callable[..., Any] | None = None,
     ):
-        _require_keras_step(model, training)
         self.state = ModelState(model)
         self.losses = CompiledLosses(model, rules.met_losses)
         self.rules = rules
@@ -373,14 +372,3 @@ def _trace(micro_batch: MicroBatch, isolated: bool) -> Traced:
     if before is None and layout.counts:
         before, _ = graph.with_layout(keeps, micro_batch.denominators, *specs)
     return Traced(micro_batch, function, layout, given, before, met)
-
-
-def _require_keras_step(model: keras.Model, training: bool) -> None:
-    """Refuse a model that replaces the parts of Keras's step that are done here."""
-    if name := keras_private.overrides(model, training):
-        raise ModelError(
-            f"{type(model).__name__} overrides {name}(), and what that computes can't be cut into "
-            "micro-batches. Leave micro_batch_size and bitwise=True out; or give the loss to "
-            "compile(loss=...), or call add_loss() with a mean over rows, and leave the override "
-            "out."
-        )

@@ -13,7 +13,7 @@ Where one of them is something else, `proof` finds the rule, or refuses the mode
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -217,3 +217,24 @@ def other_variables(model: keras.Model) -> list[Any]:
 def non_trainable_variables(model: keras.Model) -> list[Any]:
     """Each once, in model order."""
     return list({id(v): v for v in model.non_trainable_variables}.values())
+
+
+def optimizers(model: keras.Model) -> list[Any]:
+    """The model's optimizer, and those that it or a model in it keeps in attributes, each once.
+
+    An attribute may be a dict, a list or a tuple of them, however deep.
+    """
+    todo: list[Any] = [model.optimizer]
+    for layer in keras_private.layers(model):
+        todo += vars(layer).values() if isinstance(layer, keras.Model) else ()
+    todo.reverse()
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.setdefault(id(value), value)
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            todo += reversed(list(value.values() if isinstance(value, Mapping) else value))
+    return list(found.values())

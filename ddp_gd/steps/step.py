@@ -90,12 +90,14 @@ class Steps:
         self._step: WholeStep | OwnSharedStep | SharedStep
         if communicator.size == 1 and micro_batch_size is None:
             self._step = WholeStep(model, signature, training=training, stop_on_nan=stop_on_nan)
-        elif micro_batch_size is None and keras_private.overrides(model, training):
+        elif keras_private.overrides(model, training):
             self._step = OwnSharedStep(
                 model,
                 communicator,
                 signature,
                 sample,
+                micro_batch_size=micro_batch_size,
+                bitwise=bitwise_lanes > 0,
                 training=training,
                 stop_on_nan=stop_on_nan,
             )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -20,6 +21,7 @@ from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import AuditError, ConfigError
 from ddp_gd.job import runtime
+from ddp_gd.steps import keras_private
 from ddp_gd.steps.audit import Found
 from ddp_gd.steps.step import Steps
 
@@ -41,11 +43,11 @@ class Difference(NamedTuple):
     of_auditor: Line
 
 
-def require_possible(part: float, source: Source) -> None:
+def require_possible(part: float, model: keras.Model, source: Source) -> None:
     """Refuse an audit of what can't be computed twice.
 
     Raises:
-        ConfigError: outside of bitwise mode; or the rows have no numbers.
+        ConfigError: outside of bitwise mode; or the rows have no numbers; or a step is overridden.
     """
     if part and not runtime.is_bitwise():
         raise ConfigError(
@@ -57,6 +59,11 @@ def require_possible(part: float, source: Source) -> None:
             f"audit={part} needs rows that any worker can read by their numbers, and here x gives "
             "whole mini-batches, each worker getting its share of them. Give arrays (memory-mapped "
             "ones for data larger than memory) or a data set of rows, or leave audit out."
+        )
+    if part and (name := keras_private.overrides(model, training=True)):
+        raise ConfigError(
+            f"audit={part} is for Keras's own step, and {type(model).__name__} overrides {name}(). "
+            "Leave audit out."
         )
 
 

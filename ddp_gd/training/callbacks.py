@@ -14,6 +14,7 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.steps import keras_private
 from ddp_gd.training.loop import Instrument, Loop
+from ddp_gd.training.summaries import Summaries
 from ddp_gd.training.trace import Tracer
 
 # These write files or send messages: once is enough. Every other callback runs on every worker.
@@ -47,6 +48,7 @@ class Hooks:
         every: after so many steps one of them wants to be called, as many as `compile` was told to
             execute at once; 0 where none does.
         own: the user's, all of them, in the order given.
+        summaries: where `tf.summary` in the model writes to.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Hooks:
             own.append(self._lines)
         if training and (folder := settings.trace_folder()) is not None:
             own.append(Tracer(folder))
+        here = own if communicator.rank == 0 else everywhere
+        self.summaries = Summaries(here)
         self.callbacks = keras.callbacks.CallbackList(
-            own if communicator.rank == 0 else everywhere,
+            [*here, self.summaries] if self.summaries.wanted else here,
             add_history=training,
             add_progbar=verbose == 1,
             verbose=verbose,
@@ -190,7 +194,7 @@ def _is_content_with_some(callback: Any) -> bool:
     if type(callback) is keras.callbacks.TensorBoard:
         epochs_only = callback.update_freq == "epoch" and not callback.write_steps_per_second
         return epochs_only and not keras_private.profiles(callback)
-    return isinstance(callback, keras.callbacks.ProgbarLogger)
+    return isinstance(callback, (keras.callbacks.ProgbarLogger, Summaries))
 
 
 def _verbosity(verbose: int | str, communicator: Communicator) -> int:

@@ -15,6 +15,7 @@ from ddp_gd.batching.plan import require_part
 from ddp_gd.batching.source import Source
 from ddp_gd.errors import ConfigError
 from ddp_gd.job import runtime
+from ddp_gd.steps import keras_private
 from ddp_gd.training import audit as audits
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
@@ -119,6 +120,8 @@ def fit(
     communicator = runtime.communicator()
     _require_usable(epochs, initial_epoch, check_every, checkpoint)
     part = require_part(audit)
+    if communicator.rank == 0:
+        _warn_of_own_fit(model)
     saved = snapshot.load(communicator, checkpoint)
     if saved is not None and seed is None:
         seed = saved.seed
@@ -129,7 +132,7 @@ def fit(
     source = sources.for_training(
         communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps, read
     )
-    audits.require_possible(part, source)
+    audits.require_possible(part, model, source)
     validation_source = None
     if validate is not None:
         _require_frequency(validation_freq)
@@ -159,12 +162,14 @@ def fit(
     hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
     stop_on_nan = terminate_on_nan and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
-    loop = open_loop(communicator, model, source, stop_on_nan, training=True)
+    with hooks.summaries.tracing(training=True):
+        loop = open_loop(communicator, model, source, stop_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
-        validation_loop = open_loop(
-            communicator, model, validation_source, stop_on_nan, training=False
-        )
+        with hooks.summaries.tracing(training=False):
+            validation_loop = open_loop(
+                communicator, model, validation_source, stop_on_nan, training=False
+            )
     hooks.attach(loop)
     source.marks = checkpoint is not None
     saver = None
@@ -178,6 +183,21 @@ def fit(
         ).run(initial_epoch, epochs)
     communicator.barrier()  # what rank 0's callbacks wrote is there for the others
     return model.history
+
+
+def _warn_of_own_fit(model: keras.Model) -> None:
+    """Say that a model's own `fit` isn't called, which might have prepared the rows.
+
+    Models of keras_hub have none to prepare with where their `preprocessor` is None.
+    """
+    if keras_private.overrides_fit(model) and getattr(model, "preprocessor", "?") is not None:
+        warnings.warn(
+            f"{type(model).__name__} has a fit() of its own, which ddp_gd.fit doesn't call. If it "
+            "prepares the rows, prepare them before: x, y, sample_weight = keras.utils."
+            "unpack_x_y_sample_weight(model.preprocessor(x, y)) for a model of keras_hub, whose "
+            "preprocessor may then be None; and give ddp_gd.fit the result.",
+            stacklevel=4,
+        )
 
 
 def _require_usable(epochs: Any, initial_epoch: Any, check_every: Any, checkpoint: Any) -> None:
@@ -196,7 +216,7 @@ def _limited(epochs: int) -> int:
     """No more of them than `keras.config.set_max_epochs` allows."""
     most = keras.config.max_epochs()
     if most and most < epochs:
-        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=4)
         return most
     return epochs
 

@@ -183,11 +183,16 @@ class StreamInputs:
         assert reader is not None
         digests = []
         number = 0
-        while (self._most is None or number < self._most) and (batch := reader.take(number)):
-            digests.append(digest(batch.leaves))
-            if number % self._size == self._rank:
-                yield number, batch.leaves
-            number += 1
+        error: BaseException | None = None
+        try:
+            while (self._most is None or number < self._most) and (batch := reader.take(number)):
+                digests.append(digest(batch.leaves))
+                if number % self._size == self._rank:
+                    yield number, batch.leaves
+                number += 1
+        except (Exception, SystemExit) as found:  # maybe of this worker alone
+            error = found
+        agree.raise_together(self._communicator, error)
         lengths = {n for (n,) in agree.gather_json(self._communicator, [len(digests)])}
         if len(lengths) > 1:
             raise MismatchError(

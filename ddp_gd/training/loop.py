@@ -1,6 +1,7 @@
 """Epochs over the steps of a source: many steps in each call into TensorFlow."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from ddp_gd.batching.source import Rows, Source
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
+from ddp_gd.steps import keras_private
 from ddp_gd.steps.step import Steps
 from ddp_gd.training import audit
 
@@ -222,6 +224,13 @@ def open_loop(
         ModelError: the model can't be trained like this.
     """
     bitwise = runtime.is_bitwise()
+    if model.run_eagerly and keras_private.overrides(model, training) and communicator.rank == 0:
+        warnings.warn(
+            f"{type(model).__name__} was compiled with run_eagerly=True, and its own step runs in "
+            "a graph here: what it prints is printed once, and it can't call numpy(). To look "
+            "into it, use model.fit on one worker.",
+            stacklevel=4,
+        )
     steps = Steps(
         model,
         communicator,

@@ -1,5 +1,6 @@
 """`predict`: the model's outputs for many rows, computed by all workers together."""
 
+import math
 import sys
 from typing import Any, Literal
 
@@ -51,11 +52,12 @@ def predict(
 
     Returns:
         The outputs for all rows, in their order, on every worker: an array, or what the model
-        returns with arrays in the place of tensors.
+        returns with arrays in the place of tensors; a `tf.RaggedTensor`, as in Keras, of what has
+        another length in each mini-batch.
 
     Raises:
         ConfigError, DataError: an argument that can't be used.
-        ModelError: outputs that are no arrays with the same shape for every mini-batch.
+        ModelError: outputs that are no arrays with as many axes for every mini-batch.
         MismatchError: another worker was called with something else, or read something else.
     """
     communicator = runtime.communicator()
@@ -75,10 +77,15 @@ def predict(
     computed = _Computed(model, forward, hooks)
     communicator.attendance.where = "a prediction"
     numbers: list[int] = []
-    for number, leaves in inputs.own(lambda: looks and computed.stopped):
-        if not computed.stopped:
-            computed.add(leaves)
-            numbers.append(number)
+    error: BaseException | None = None
+    try:
+        for number, leaves in inputs.own(lambda: computed.stopped):
+            if not computed.stopped:
+                computed.add(leaves)
+                numbers.append(number)
+    except (Exception, SystemExit) as found:  # of its reader
+        error = found
+    agree.raise_together(communicator, computed.error or error)
     computed.end()
     if looks:  # one that stopped leaves out what the others have after it
         ends = [numbers[-1] + 1 if computed.stopped else sys.maxsize]
@@ -94,13 +101,15 @@ class _Computed:
 
     Attributes:
         outputs: of each place in the model's outputs, those of each mini-batch.
-        stopped: whether a callback wanted no more.
+        stopped: whether a callback wanted no more, or nothing more can be computed.
+        error: why not.
     """
 
     def __init__(self, model: keras.Model, forward: Any, hooks: Hooks):
         self._model, self._forward, self._hooks = model, forward, hooks
         self.outputs: list[list[np.ndarray]] = [[] for _ in tf.nest.flatten(forward.outputs)]
         self.stopped = model.stop_predicting = False
+        self.error: Exception | None = None
         self._batches = BatchHooks(
             hooks.every,
             hooks.callbacks.on_predict_batch_begin,
@@ -112,7 +121,13 @@ class _Computed:
         return len(self.outputs[0])
 
     def add(self, leaves: list[np.ndarray]) -> None:
-        """Compute one."""
+        """Compute one; what goes wrong is for all workers, when this one has no others to meet."""
+        try:
+            self._add(leaves)
+        except Exception as error:
+            self.stopped, self.error = True, error
+
+    def _add(self, leaves: list[np.ndarray]) -> None:
         self._batches.begin(len(self))
         with tf.device("/cpu:0"):
             rows = [tf.convert_to_tensor(leaf) for leaf in leaves]
@@ -174,34 +189,76 @@ def _join(
         outputs: this one's, of each place those of each of its mini-batches.
         numbers: of these mini-batches.
     """
-    mine: list[dict[str, Any]] = []
-    for of_leaf in outputs:
-        kinds = {(v.dtype.name, v.shape[1:], v.ndim) for v in of_leaf}
-        rows = [len(np.atleast_1d(v)) for v in of_leaf]
-        mine.append({"kinds": sorted(kinds), "rows": rows, "numbers": numbers})
-    everyone = agree.gather_json(communicator, mine) if communicator.size > 1 else [mine]
+    mine = [
+        {"shapes": [v.shape for v in of_leaf], "dtypes": sorted({v.dtype.name for v in of_leaf})}
+        for of_leaf in outputs
+    ]
+    told: list[Any] = [numbers, mine]
+    everyone = agree.gather_json(communicator, told) if communicator.size > 1 else [told]
+    found_numbers = [number for theirs, _ in everyone for number in theirs]
     joined = []
     for place, of_leaf in enumerate(outputs):
-        found = {repr(kind): kind for theirs in everyone for kind in theirs[place]["kinds"]}
-        if len(found) > 1:
-            shapes = " and ".join(f"{name}{list(shape)}" for name, shape, _ in found.values())
-            raise ModelError(
-                f"Output {place} of the model has rows of different kinds, {shapes}, in different "
-                "mini-batches. Let it have one shape: pad the rows of x to the same length."
-            )
-        ((name, shape, ndim),) = found.values()
-        rows = [sum(theirs[place]["rows"]) for theirs in everyone]
-        empty = np.empty((0, *shape), tf.as_dtype(name).as_numpy_dtype)
-        own = np.concatenate([empty, *map(np.atleast_1d, of_leaf)])
+        shapes = [[tuple(shape) for shape in theirs[place]["shapes"]] for _, theirs in everyone]
+        dtypes = sorted({name for _, theirs in everyone for name in theirs[place]["dtypes"]})
+        _require_one_kind(place, dtypes, [shape for theirs in shapes for shape in theirs])
+        dtype = tf.as_dtype(dtypes[0]).as_numpy_dtype
+        joined.append(_whole(communicator, of_leaf, dtype, shapes, found_numbers))
         of_leaf.clear()
-        whole = own if communicator.size == 1 else _gather(communicator, own, rows)
-        found_numbers = [number for theirs in everyone for number in theirs[place]["numbers"]]
-        lengths = [length for theirs in everyone for length in theirs[place]["rows"]]
-        if found_numbers != sorted(found_numbers):
-            whole = whole[_in_order(found_numbers, lengths)]
-        # Keras gives one number of each mini-batch as an array, but of a single one as it is.
-        joined.append(whole[0] if ndim == 0 and len(found_numbers) == 1 else whole)
     return joined
+
+
+def _require_one_kind(place: int, dtypes: list[str], shapes: list[tuple[int, ...]]) -> None:
+    if len(dtypes) > 1 or len({len(shape) for shape in shapes}) > 1:
+        kinds = " and ".join(str(list(shape[1:])) for shape in sorted(set(shapes), key=len))
+        raise ModelError(
+            f"Output {place} of the model has rows of different kinds in different mini-batches, "
+            f"{' and '.join(dtypes)} of shapes {kinds}. Let it have one dtype, and as many axes."
+        )
+
+
+def _whole(
+    communicator: Communicator,
+    own: list[np.ndarray],
+    dtype: Any,
+    shapes: list[list[tuple[int, ...]]],
+    numbers: list[int],
+) -> Any:
+    """All workers' outputs in one place of the model's, in the order of mini-batches. Collective.
+
+    Args:
+        communicator: the workers.
+        own: this one's.
+        dtype: of all of them.
+        shapes: of each worker's.
+        numbers: of all their mini-batches.
+    """
+    every = [shape for theirs in shapes for shape in theirs]
+    inner = {shape[1:] for shape in every}
+    if len(inner) > 1:
+        flat = np.concatenate([np.empty(0, dtype), *(value.reshape(-1) for value in own)])
+        sizes = [sum(map(math.prod, theirs)) for theirs in shapes]
+        flat = flat if communicator.size == 1 else _gather(communicator, flat, sizes)
+        pieces = np.split(flat, np.cumsum([math.prod(shape) for shape in every])[:-1])
+        arrays = [piece.reshape(shape) for piece, shape in zip(pieces, every, strict=True)]
+        return _ragged([arrays[n] for n in np.argsort(numbers)])
+    rows = [[shape[0] if shape else 1 for shape in theirs] for theirs in shapes]
+    together = np.concatenate([np.empty((0, *inner.pop()), dtype), *map(np.atleast_1d, own)])
+    if communicator.size > 1:
+        together = _gather(communicator, together, list(map(sum, rows)))
+    if numbers != sorted(numbers):
+        together = together[_in_order(numbers, [n for theirs in rows for n in theirs])]
+    # Keras gives one number of each mini-batch as an array, but of a single one as it is.
+    return together[0] if every == [()] else together
+
+
+def _ragged(arrays: list[np.ndarray]) -> tf.RaggedTensor:
+    """Rows one after the other whose lengths differ, as Keras gives them."""
+    shapes = np.array([array.shape[1:] for array in arrays])
+    differs = int(np.flatnonzero((shapes != shapes[0]).any(axis=0))[-1]) + 1
+    with tf.device("/cpu:0"):
+        return tf.concat(
+            [tf.RaggedTensor.from_tensor(array, ragged_rank=differs) for array in arrays], axis=0
+        )
 
 
 def _in_order(numbers: list[int], lengths: list[int]) -> np.ndarray:

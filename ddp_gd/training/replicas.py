@@ -1,7 +1,6 @@
 """One model on every worker: built, compared with rank 0's, given rank 0's values, checked."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,7 +11,7 @@ from ddp_gd.comm.agree import from_rank_0
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError, ReplicaError
 from ddp_gd.steps.keras_private import global_seed
-from ddp_gd.steps.state import non_trainable_variables
+from ddp_gd.steps.state import non_trainable_variables, optimizers
 
 
 def fingerprint(model: keras.Model) -> str:
@@ -108,18 +107,6 @@ def variables(model: keras.Model, with_optimizer: bool = True) -> list[Any]:
     for optimizer in optimizers(model) if with_optimizer else ():
         found += optimizer.variables
     return found
-
-
-def optimizers(model: keras.Model) -> list[Any]:
-    """The model's optimizer, and those that it keeps in attributes, each once."""
-    kept = [model.optimizer]
-    for value in vars(model).values():
-        if isinstance(value, Mapping):
-            kept += value.values()
-        else:
-            kept += value if isinstance(value, (list, tuple)) else [value]
-    found = {id(o): o for o in kept if isinstance(o, keras.optimizers.Optimizer)}
-    return list(found.values())
 
 
 def _digest(variables: list[Any]) -> bytes:

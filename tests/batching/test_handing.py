@@ -35,7 +35,9 @@ class Table:
     def alltoall(self, tensor: Any, splits: Any) -> Any:
         self._sent[self.rank] = tf.split(tensor, splits.numpy().tolist())
         self._barrier.wait(30)
-        return tf.concat([self._sent[rank][self.rank] for rank in range(SIZE)], 0)
+        arrived = tf.concat([self._sent[rank][self.rank] for rank in range(SIZE)], 0)
+        self._barrier.wait(30)  # all have theirs before the next exchange
+        return arrived
 
 
 def everywhere(act: Any) -> list[Any]:
@@ -97,6 +99,24 @@ def test_shares_arrive_bit_for_bit(rows: list[int], sender: int) -> None:
                 assert [text.decode() for text in leaf.numpy()] == wanted.tolist()
             else:
                 assert leaf.numpy().tobytes() == wanted.tobytes()
+
+
+def test_what_was_handed_out_stays() -> None:
+    """The next ones, which are as long, don't change it."""
+
+    def twice(handing: Handing, rank: int) -> list[list[bytes]]:
+        def hand(*rows: int) -> Any:
+            batches = [batch(n, 4) for n in rows]
+            return handing.hand_out(batches) if rank == 0 else handing.receive()
+
+        first = hand(9, 3)
+        before = [leaf.numpy().tobytes() for leaf in first.leaves if leaf.dtype != tf.string]
+        hand(3, 9)
+        after = [leaf.numpy().tobytes() for leaf in first.leaves if leaf.dtype != tf.string]
+        return [before, after]
+
+    for before, after in everywhere(twice):
+        assert before == after
 
 
 def test_an_end_and_an_error_arrive() -> None:

@@ -14,10 +14,11 @@ import pytest
 pytestmark = pytest.mark.cluster
 
 
-def _run(np: int, program: str, *arguments: str) -> None:
+def _run(np: int, program: str, *arguments: str) -> str:
     words = ["-m", f"programs.{program}", *arguments]
     job = jobs.run_job(np, words, "mpirun" if np > 1 else "python", timeout=1800)
     assert job.returncode == 0, job.stdout + job.stderr
+    return str(job.stdout)
 
 
 def _backend(np: int) -> str:
@@ -41,6 +42,16 @@ def test_bits_are_the_same_at_any_number_of_workers(program: str, tmp_path: Path
         assert left[-1] == left[0], np
 
 
+def test_own_steps_have_the_same_bits_at_any_number_of_workers() -> None:
+    """And are Keras's, with several updates in a step, and in loops by hand."""
+    found = []
+    for np in (1, 2, 3, 5):
+        printed = _run(np, "own_steps", f"{_backend(np)},bitwise", "2")
+        found.append([line for line in printed.splitlines() if line.startswith("bits of ")])
+    assert len(found[0]) > 9
+    assert all(bits == found[0] for bits in found)
+
+
 @pytest.mark.parametrize("np", [1, 2, 3, 5])
 @pytest.mark.parametrize("program", ["real_networks", "own_steps"])
 def test_networks_and_own_steps_equal_keras(np: int, program: str, tmp_path: Path) -> None:
@@ -54,3 +65,8 @@ def test_networks_and_own_steps_equal_keras(np: int, program: str, tmp_path: Pat
 def test_all_planted_models_are_equal_or_refused(np: int, mode: str) -> None:
     """Whole, in shares, and bit for bit."""
     _run(np, "planted_models", _backend(np) + mode)
+
+
+def test_a_residual_network_equals_keras() -> None:
+    """Five steps of one of keras.applications, to 1e-4."""
+    _run(2, "residual_network", "auto")

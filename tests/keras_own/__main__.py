@@ -47,6 +47,7 @@ def run(paths: list[Path], workers: int, out: Path) -> float:
     began = time.monotonic()
     argv = ["-m", "pytest", "-p", "keras_own.plugin", "-q", *map(str, paths)]
     argv += ["-p", "no:cacheprovider", "--override-ini", "addopts=", "-W", "ignore"]
+    argv += ["--continue-on-collection-errors", "--import-mode=importlib"]
     argv += ["--rootdir", str(keras_folder()), "-c", os.devnull]
     words, environ = jobs.command(
         workers,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -41,8 +43,20 @@ def _replace() -> None:
     trainer.fit, trainer.evaluate, trainer.predict = fit, evaluate, predict
 
 
+def _conftest() -> ModuleType:
+    """What Keras's tests import of the `conftest.py` of its checkout, which isn't installed."""
+
+    def skip_if_backend(given: str, reason: str) -> Any:
+        return pytest.mark.skipif(keras.backend.backend() == given, reason=reason)
+
+    module = ModuleType("conftest")
+    module.skip_if_backend = skip_if_backend  # type: ignore[attr-defined]
+    return module
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Join the job, and replace the verbs."""
+    sys.modules["conftest"] = _conftest()
     for name in ("requires_trainable_backend", "multi_device"):
         config.addinivalue_line("markers", f"{name}: Keras's")
     ddp_gd.init()

@@ -22,10 +22,11 @@ import pytest
 from keras import layers
 from programs import compare
 from programs.cases import BATCH, WEIGHTS, features, sequential
+from programs.summaries import Noted, seen
 
 import ddp_gd
 from ddp_gd.batching.order import Order
-from ddp_gd.batching.plan import Plan
+from ddp_gd.batching.plan import Plan, share_of
 
 X, Y = features(4), features(1, seed=6)
 
@@ -317,11 +318,27 @@ def flipped(folder: Path) -> None:
     assert [path.name[:17] for path in (folder / "saved").iterdir()] == ["step-000000000001"]
 
 
+def summaries(folder: Path) -> None:
+    """Layers write through `tf.summary` on rank 0, of its share, once a step."""
+    values = X[:, :1] * 0 + np.arange(len(X), dtype="float32")[:, None]
+    keras.backend.clear_session()
+    model = sequential(Noted(), layers.Dense(1), shape=(1,))
+    board = keras.callbacks.TensorBoard(folder / "board", update_freq=1, write_graph=False)
+    fit(model, values, values, callbacks=[board], epochs=2, validation_data=(values, values))
+    if ddp_gd.rank() == 0:
+        first = [share_of(rows, None, 0, ddp_gd.size()).stop for rows in (BATCH, len(X) - BATCH)]
+        means = [values[: first[0]].mean(), values[BATCH : BATCH + first[1]].mean()]
+        assert [value for _, value in seen(folder / "board" / "train")] == [*means, *means]
+        assert len(seen(folder / "board" / "validation")) == 4
+    fit(network())  # rank 0 has looked
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
         same_everywhere, batches, shuffling, evaluation, metrics_of_all_rows, callbacks_that_write,
         backup, stopping, signalled, not_a_number, no_gradient, mismatches, parted, drawn, flipped,
+        summaries,
     )
 }  # fmt: skip
 

@@ -49,16 +49,25 @@ def differences(expected: Outcome, actual: Outcome, tolerance: float = TOLERANCE
         found.append(f"History has {list(actual.history)}, not {list(expected.history)}")
     if list(expected.arrays) != list(actual.arrays):
         found.append(f"variables are {list(actual.arrays)}, not {list(expected.arrays)}")
+    for name, error in distances(expected, actual).items():
+        if error == np.inf:
+            found.append(f"{name} has another shape")
+        elif not error <= tolerance:  # NaN is a difference too
+            found.append(f"{name} is off by {error:.1e}")
+    return found
+
+
+def distances(expected: Outcome, actual: Outcome) -> dict[str, float]:
+    """How far each array is off, relative to its largest value; infinite if it isn't there."""
+    found = {}
     histories = {f"History {k}": np.array(v) for k, v in expected.history.items()}
     for name, wanted in {**histories, **expected.arrays}.items():
         key = name.removeprefix("History ")
         got = np.array(actual.history.get(key)) if name in histories else actual.arrays.get(name)
         if got is None or got.shape != wanted.shape:
-            found.append(f"{name} has another shape")
+            found[name] = np.inf
             continue
         wanted, got = (np.asarray(a, np.float64) for a in (wanted, got))
         scale = max(1e-3, np.abs(wanted).max(initial=0)) if "seed" not in name else 1
-        error = np.abs(wanted - got).max(initial=0) / scale
-        if not error <= tolerance:  # NaN is a difference too
-            found.append(f"{name} is off by {error:.1e}")
+        found[name] = float(np.abs(wanted - got).max(initial=0) / scale)
     return found

@@ -1,7 +1,7 @@
 """How long an epoch takes whose mini-batches take 50 ms each to make; and what streams cost.
 
-`input_bound.py items` prints the seconds of an epoch of 40 items; `input_bound.py stream MODEL`
-the milliseconds of a step on arrays, and on the same arrays through a generator.
+`input_bound.py items` prints the seconds of an epoch of 40 items; `input_bound.py stream WORKLOAD`
+the milliseconds of a step of the benchmark on arrays, and on the same arrays through a generator.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 from keras import layers
 
 import ddp_gd
+from benchmarks.keras_models import untrained
+from benchmarks.workloads import WORKLOADS
 
 COUNT, SECONDS = 40, 0.05
-BATCH, STEPS, ROUNDS = 256, 20, 5
+EPOCHS, ROUNDS = 5, 7
 
 
 class Slow(keras.utils.PyDataset):
@@ -47,51 +49,41 @@ class Clock(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def model_of(name: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:
-    """A model of the benchmark, and rows for it."""
-    random = np.random.default_rng(0)
-    if name == "cnn":
-        x = random.normal(size=(BATCH * STEPS, 28, 28, 1)).astype("float32")
-        stack: list[Any] = [
-            layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(),
-            layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(),
-            layers.Flatten(), layers.Dense(10),
-        ]  # fmt: skip
-        model = keras.Sequential([keras.Input((28, 28, 1)), *stack])
-    else:
-        x = random.integers(0, 1000, (BATCH * STEPS, 32)).astype("int32")
-        inputs = keras.Input((32,), dtype="int32")
-        hidden = layers.Embedding(1000, 64)(inputs)
-        hidden = layers.MultiHeadAttention(4, 16)(hidden, hidden) + hidden
-        outputs = layers.Dense(10)(layers.GlobalAveragePooling1D()(hidden))
-        model = keras.Model(inputs, outputs)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss)
-    return model, x, random.integers(0, 10, BATCH * STEPS)
-
-
 def stream(name: str) -> None:
     """Both ways in turn, so that what else the machine does meets both."""
-    found: dict[str, list[float]] = {"arrays": [], "stream": []}
+    workload = WORKLOADS[name]
+    rows, steps = workload.batch_size, workload.steps
+    x, y = workload.data()
+    model = untrained(name, workload)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(workload.rate), loss)
 
-    def batches(x: np.ndarray, y: np.ndarray) -> Iterator[Any]:
+    def batches() -> Iterator[Any]:
         while True:
-            for start in range(0, len(x), BATCH):
-                yield x[start : start + BATCH], y[start : start + BATCH]
+            for start in range(0, len(x), rows):
+                yield x[start : start + rows], y[start : start + rows]
 
-    model, x, y = model_of(name)
-    for _ in range(ROUNDS):
-        for way in found:
-            clock = Clock()
-            options: dict[str, Any] = {"epochs": 3, "verbose": 0, "callbacks": [clock]}
-            if way == "arrays":
-                ddp_gd.fit(model, x, y, BATCH, shuffle=False, **options)
-            else:
-                ddp_gd.fit(model, batches(x, y), steps_per_epoch=STEPS, **options)
-            found[way].append(min(clock.seconds[1:]) / STEPS * 1000)
+    def seconds(way: str) -> list[float]:
+        clock = Clock()
+        options: dict[str, Any] = {"epochs": EPOCHS, "verbose": 0, "callbacks": [clock]}
+        if way == "arrays":
+            ddp_gd.fit(model, x, y, rows, shuffle=False, **options)
+        else:
+            ddp_gd.fit(model, batches(), steps_per_epoch=steps, **options)
+        return clock.seconds[1:]
+
+    found: dict[str, list[float]] = {"arrays": [], "stream": []}
+    for number in range(ROUNDS):
+        for way in sorted(found, reverse=bool(number % 2)):
+            found[way].append(float(np.median(seconds(way))) / steps * 1000)
     if ddp_gd.rank() == 0:
-        arrays, streams = (float(np.median(found[way])) for way in ("arrays", "stream"))
-        print(f"{name}: {arrays:.2f} ms, through a stream {streams:.2f} ms, {streams / arrays:.3f}")
+        arrays, streams = (np.array(found[way]) for way in ("arrays", "stream"))
+        print(
+            f"{name}: medians {np.median(arrays):.2f} ms, through a stream "
+            f"{np.median(streams):.2f} ms; ratio in {ROUNDS} rounds: "
+            f"median {np.median(streams / arrays):.3f} of {np.round(streams / arrays, 3)}; "
+            f"of the quickest {streams.min() / arrays.min():.3f}"
+        )
 
 
 def main() -> None:

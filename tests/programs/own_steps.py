@@ -1,14 +1,17 @@
 # ruff: noqa: D103 - a model's name says what it is
 """Models with training steps of their own, as Keras's examples have them, at any number of workers.
 
-Usage: python -m programs.own_steps BACKEND [NAME ...]
+Usage: python -m programs.own_steps BACKEND[,bitwise] [MICRO_BATCH_SIZE] [NAME ...]
 
 Trained on all workers of a job; rank 0 compares weights, optimizers' state and logs with
-`keras.Model.fit` on the whole mini-batch, or finds the refusal that is expected.
+`keras.Model.fit` on the whole mini-batch, or finds the refusal that is expected. In bitwise mode it
+prints what they have hashed to.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,13 +27,15 @@ import ddp_gd
 
 ROWS = {"x": features(6), "y": features(2, seed=6), "classes": numbers(3)}
 CASES: dict[str, Callable[[], tuple]] = {}
-REFUSED: dict[str, str] = {}  # what a refusal says where there are several workers
+# What a refusal says where there are several workers, and where there are micro-batches.
+REFUSED: dict[str, tuple[str, str]] = {}
+GHOST = "batch statistics of micro-batches are another layer"
 
 
-def case(refused: str = "") -> Callable[..., Any]:
+def case(refused: str = "", pieces: str | None = None) -> Callable[..., Any]:
     def listed(build: Callable[[], tuple]) -> Callable[[], tuple]:
         CASES[build.__name__] = build
-        REFUSED[build.__name__] = refused
+        REFUSED[build.__name__] = refused, refused if pieces is None else pieces
         return build
 
     return listed
@@ -97,7 +102,7 @@ def vae() -> tuple:
 
 
 class GAN(keras.Model):
-    def __init__(self) -> None:
+    def __init__(self, normalises: bool = True) -> None:
         super().__init__()
         self.discriminator = keras.Sequential(
             [
@@ -112,7 +117,7 @@ class GAN(keras.Model):
             [
                 keras.Input((3,)),
                 layers.Dense(8, use_bias=False),  # statistics would leave nothing of a bias
-                layers.BatchNormalization(),
+                layers.BatchNormalization() if normalises else layers.Activation("tanh"),
                 layers.ReLU(),
                 layers.Dense(6),
             ]
@@ -153,9 +158,14 @@ class GAN(keras.Model):
         return {"d_loss": self.d_loss_metric.result(), "g_loss": self.g_loss_metric.result()}
 
 
-@case()
+@case(pieces=GHOST)
 def gan() -> tuple:
-    model = GAN()
+    return gan_without_statistics(normalises=True)
+
+
+@case()
+def gan_without_statistics(normalises: bool = False) -> tuple:
+    model = GAN(normalises)
     model.compile(
         d_optimizer=keras.optimizers.Adam(0.01),
         g_optimizer=keras.optimizers.Adam(0.02),
@@ -282,7 +292,7 @@ class Contrastive(keras.Model):
         return {"c_loss": loss}
 
 
-@case()
+@case(pieces="ddp_gd.gather_rows wants")
 def simclr() -> tuple:
     model = Contrastive(gathers=True)
     model.compile(optimizer=keras.optimizers.Adam(0.01))
@@ -387,12 +397,18 @@ class CompiledParts(keras.Model):
         return {m.name: m.result() for m in self.metrics}
 
 
-@case()
+@case(pieces=GHOST)
 def compiled_parts() -> tuple:
+    return compiled_parts_without_statistics(normalises=True)
+
+
+@case()
+def compiled_parts_without_statistics(normalises: bool = False) -> tuple:
     given = keras.Input((6,))
-    hidden = layers.Dropout(0.2)(
-        layers.BatchNormalization()(layers.Dense(7, use_bias=False)(given))
-    )
+    hidden = layers.Dense(7, use_bias=False)(given)
+    if normalises:
+        hidden = layers.BatchNormalization()(hidden)
+    hidden = layers.Dropout(0.2)(hidden)
     model = CompiledParts(given, layers.Dense(2)(hidden))
     model.compile("adam", keras.losses.MeanSquaredError("mean_with_sample_weight"), metrics=["mae"])
     weights = np.random.default_rng(2).uniform(0, 3, len(ROWS["x"])).astype("float32")
@@ -481,14 +497,14 @@ def numpy_noise() -> tuple:
     return model, ROWS["x"], ROWS["y"]
 
 
-def trained(name: str, with_keras: bool) -> compare.Outcome:
+def trained(name: str, with_keras: bool, **more: Any) -> compare.Outcome:
     """Train a case for two epochs; all variables, of all optimizers, too."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(3)
-    model, x, y, *more = CASES[name]()
+    model, x, y, *own = CASES[name]()
     fit = type(model).fit if with_keras else ddp_gd.fit
-    options = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0, **dict(*more)}
-    history = fit(model, x, y, **options)
+    fixed = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = fit(model, x, y, **{**fixed, **dict(*own), **more})
     owned = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     variables += [v for o in {id(o): o for o in owned}.values() for v in o.variables]
@@ -586,24 +602,46 @@ def looped(name: str, decorate: Any) -> compare.Outcome:
     return compare.Outcome({str(n): np.array(v) for n, v in enumerate(left)}, {})
 
 
-def main(backend: str, *names: str) -> int:
+def bits(outcome: compare.Outcome) -> str:
+    """A number that is the same only where all values are."""
+    words = [array.tobytes() for array in outcome.arrays.values()]
+    digest = hashlib.sha256(b"".join([*words, repr(outcome.history).encode()]))
+    return digest.hexdigest()[:12]
+
+
+def compared(name: str, wanted: str, options: dict[str, Any], bitwise: bool) -> bool:
+    """Train a case, and print what is not as expected; tell whether something is not."""
+    found, ghost = "", wanted == GHOST
+    wanted = "" if ghost else wanted
+    try:
+        actual = trained(name, with_keras=False, **options)
+        if ddp_gd.rank() == 0 and bitwise:
+            print(f"bits of {name}: {bits(actual)}", flush=True)
+        if ddp_gd.rank() == 0 and name != "numpy_noise" and not ghost:
+            found = "; ".join(compare.differences(trained(name, True), actual, 5e-5))
+    except ddp_gd.ModelError as error:
+        found = str(error)
+    wrong = (bool(found) != bool(wanted) and ddp_gd.rank() == 0) or wanted not in found
+    if wrong:
+        print(f"{name}: expected {wanted or 'equal'!r}, found {found or 'equal'!r}", flush=True)
+    return wrong
+
+
+def main(mode: str, *arguments: str) -> int:
     """Train the cases, print what is not as expected, and return how many are not."""
-    ddp_gd.init(backend)
+    backend, _, bitwise = mode.partition(",")
+    ddp_gd.init(backend, bitwise=bool(bitwise))
+    size = int(arguments[0]) if arguments and arguments[0].isdigit() else None
+    names = arguments[1:] if size else arguments
+    pieces = bool(bitwise or size)
     wrong = 0
     for name in [n for n in names if n != "loops"] if names else CASES:
-        wanted = REFUSED[name] if ddp_gd.size() > 1 else ""
-        found = ""
-        try:
-            actual = trained(name, with_keras=False)
-            if ddp_gd.rank() == 0 and name != "numpy_noise":
-                found = "; ".join(compare.differences(trained(name, True), actual, 5e-5))
-        except ddp_gd.ModelError as error:
-            found = str(error)
-        if (bool(found) != bool(wanted) and ddp_gd.rank() == 0) or wanted not in found:
-            wrong += 1
-            print(f"{name}: expected {wanted or 'equal'!r}, found {found or 'equal'!r}", flush=True)
+        wanted = REFUSED[name][pieces] if ddp_gd.size() > 1 or pieces else ""
+        wrong += compared(name, wanted, {"micro_batch_size": size} if size else {}, bool(bitwise))
     for name in LOOPS if not names or "loops" in names else ():
-        actual = looped(name, ddp_gd.step)
+        actual = looped(name, functools.partial(ddp_gd.step, micro_batch_size=size))
+        if ddp_gd.rank() == 0 and bitwise:
+            print(f"bits of loop {name}: {bits(actual)}", flush=True)
         if found := "; ".join(compare.differences(looped(name, tf.function), actual, 5e-5)):
             wrong += 1
             print(f"loop {name}: {found}", flush=True)

@@ -524,7 +524,7 @@ def centred_over_all_rows() -> Case:
     return Case(sequential(layers.Dense(3), Centred(), layers.Dense(2)), features(4), Y)
 
 
-@planted("", "overrides train_step()")
+@planted()
 def train_step() -> Case:
     def step(self: Any, data: Any) -> Any:
         x, y = data
@@ -537,7 +537,7 @@ def train_step() -> Case:
     return overriding("train_step", step)
 
 
-@planted("The gradient by", "overrides compute_loss()")
+@planted("The gradient by")
 def compute_loss() -> Case:
     return overriding(
         "compute_loss",
@@ -547,14 +547,126 @@ def compute_loss() -> Case:
     )
 
 
-@planted("Value 0 that the step returns", "overrides compute_metrics()")
+@planted("Value 0 that the step returns")
 def compute_metrics() -> Case:
     return overriding(
         "compute_metrics", lambda self, x, y, y_pred, sample_weight=None: {"loss": ops.sum(y_pred)}
     )
 
 
-@planted("", "overrides train_step()")
+@planted("which the model doesn't keep")
+def an_optimizer_elsewhere() -> Case:
+    optimizer = keras.optimizers.Adam(0.1)
+
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(y - self(x, training=True)))
+        weights = self.trainable_variables
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"my_loss": loss}
+
+    return overriding("train_step", step)
+
+
+@planted()
+def optimizers_deep_in_attributes() -> Case:
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(y - self(x, training=True)))
+        weights = self.trainable_variables
+        for optimizer, weight, gradient in zip(
+            self.kept["of"][0], weights, tape.gradient(loss, weights), strict=True
+        ):
+            optimizer.apply([gradient], [weight])
+        return {"my_loss": loss}
+
+    case = overriding("train_step", step)
+    case.model.kept = {"of": ([keras.optimizers.Adam(0.1), keras.optimizers.RMSprop(0.1)],)}
+    return case
+
+
+@planted()
+def gradients_of_the_graph() -> Case:
+    """Asked of no tape, so each worker has its own; a mean over rows of what SGD makes of them."""
+
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        weights = [w.value for w in self.trainable_variables]
+        loss = ops.mean(ops.square(y - self(x, training=True)))
+        self.optimizer.apply(tf.gradients(loss, weights), self.trainable_variables)
+        return {"my_loss": loss}
+
+    return overriding("train_step", step)
+
+
+@planted()
+def writes_under_a_condition() -> Case:
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(y - self(x, training=True)))
+        weights = self.trainable_variables
+        gradients = tape.gradient(loss, weights)
+
+        def update() -> Any:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.assign_sub(0.1 * gradient)
+            return tf.constant(0)
+
+        tf.cond(tf.linalg.global_norm(gradients) > 0.5, update, lambda: tf.constant(0))
+        return {"my_loss": loss}
+
+    return overriding("train_step", step)
+
+
+@planted("takes a gradient inside of")
+def a_gradient_under_a_condition() -> Case:
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        weights = self.trainable_variables
+
+        def gradients() -> Any:
+            with tf.GradientTape() as tape:
+                loss = ops.mean(ops.square(y - self(x, training=True)))
+            return [loss, *tape.gradient(loss, weights)]
+
+        loss, *found = tf.cond(
+            tf.greater(self.optimizer.iterations, -1),
+            gradients,
+            lambda: [tf.constant(0.0), *(tf.zeros_like(w) for w in weights)],
+        )
+        self.optimizer.apply(found, weights)
+        return {"my_loss": loss}
+
+    return overriding("train_step", step)
+
+
+@planted()
+def after_the_update() -> Case:
+    """A moving average of the new weights, and a loss computed with them."""
+
+    def step(self: Any, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(y - self(x, training=True)))
+        weights = self.trainable_variables
+        gradients, norm = tf.clip_by_global_norm(tape.gradient(loss, weights), 0.3)
+        self.optimizer.apply(gradients, weights)
+        for weight, mean in zip(weights, self.means.weights, strict=True):
+            mean.assign(0.9 * mean + 0.1 * weight)
+        after = ops.mean(ops.square(y - self(x)))
+        return {"my_loss": loss, "norm": norm, "after": after}
+
+    case = overriding("train_step", step)
+    case.model.means = layers.Dense(2)
+    case.model.means.build((None, 4))
+    case.model.means.trainable = False
+    return case
+
+
+@planted()
 def train_step_of_the_instance() -> Case:
     case = CASES_OF["train_step"]()
     step = case.model.train_step

@@ -163,6 +163,32 @@ def gradients() -> None:
     assert len(seen) == len(model.trainable_weights)
 
 
+def updates_and_metrics() -> None:
+    """What optimizers are asked to apply can be left out, once for one in another; metrics seen."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0))
+    weight = keras.Variable(1.0)
+    optimizer.build([weight])
+    asked = []
+    with keras_private.replaced_updates(lambda apply, gradients: asked.append(gradients)):
+        optimizer.apply_gradients([(tf.constant(1.0), weight)])
+    assert [list(map(float, gradients)) for gradients in asked] == [[1.0]]
+    assert float(weight) == 1
+    with keras_private.replaced_updates(lambda apply, gradients: asked.append(apply())):
+        optimizer.apply([tf.constant(1.0)], [weight])
+    assert len(asked) == 2
+    assert float(weight) < 1
+    model, metric = _model(), keras.metrics.MeanSquaredError()
+    with keras_private.noted_metrics() as seen:
+        metric.update_state([1.0], [2.0])
+    assert seen == [metric]
+    x, y = tf.ones([4, 3]), tf.ones([4, 2])
+    model.train_step((x, y))
+    kept = {id(v) for v in keras_private.compiled_variables(model)}
+    assert kept >= {id(v) for v in model.metrics_variables}
+    assert not keras_private.overrides_fit(model)
+    assert keras_private.overrides_fit(_with("fit"))
+
+
 def operations() -> None:
     """An operation of a graph can be replaced, and written with other inputs."""
 
@@ -250,6 +276,7 @@ def graphs() -> None:
         parts_of_the_step,
         own_steps,
         gradients,
+        updates_and_metrics,
         operations,
         statistics,
         masks,

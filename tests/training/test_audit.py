@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
@@ -64,7 +65,13 @@ def test_hosts_are_left_for_who_starts_again(tmp_path) -> None:
 
 
 def test_what_cannot_be_audited_is_refused(monkeypatch) -> None:
-    """Outside of bitwise mode; and mini-batches that one worker hands out."""
+    """Outside of bitwise mode; mini-batches that one worker hands out; a step of the user's."""
+
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    model = keras.Sequential([keras.layers.Dense(1)])
 
     def source(x, y=None):
         return sources.for_training(
@@ -74,13 +81,15 @@ def test_what_cannot_be_audited_is_refused(monkeypatch) -> None:
     arrays = source(np.zeros((8, 2)), np.zeros((8, 1)))
     stream = source((np.zeros((4, 2)), np.zeros((4, 1))) for _ in range(4))
     for given in (arrays, stream):
-        audit.require_possible(0.0, given)
+        audit.require_possible(0.0, model, given)
         with pytest.raises(ConfigError, match=r"audit=0.5 compares results to the last bit"):
-            audit.require_possible(0.5, given)
+            audit.require_possible(0.5, model, given)
     monkeypatch.setattr(runtime, "is_bitwise", lambda: True)
-    audit.require_possible(0.5, arrays)
+    audit.require_possible(0.5, model, arrays)
     with pytest.raises(ConfigError, match=r"audit=0.5 needs rows that any worker can read"):
-        audit.require_possible(0.5, stream)
+        audit.require_possible(0.5, model, stream)
+    with pytest.raises(ConfigError, match=r"audit=0.5 is for Keras's own step, and Own overrides"):
+        audit.require_possible(0.5, Own(), arrays)
 
 
 @pytest.mark.jobs

@@ -261,7 +261,12 @@ def _nan(x: np.ndarray) -> np.ndarray:
 
 class OwnStep(keras.Model):
     def train_step(self, data: Any) -> Any:
-        return {}
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.sum(keras.ops.square(y - self(x)))
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"summed": loss}
 
 
 def _own_step() -> keras.Model:
@@ -297,7 +302,7 @@ class NotASum(keras.metrics.Metric):
 CONFIG, DATA, MODEL = ddp_gd.ConfigError, ddp_gd.DataError, ddp_gd.ModelError
 PIECES = {"micro_batch_size": 3}
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], list[str]]] = {
-    "train_step": (_own_step, (X, Y), PIECES, MODEL, ["OwnStep overrides train_step()"]),
+    "train_step": (_own_step, (X, Y), PIECES, MODEL, ["The gradient by", "a mean over"]),
     "reduction": (
         _compiled(loss=keras.losses.MeanSquaredError(reduction=None)), (X, Y), PIECES, MODEL,
         ["reduction=None", "shape"],

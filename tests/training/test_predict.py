@@ -145,9 +145,28 @@ def test_what_cant_be_predicted_is_refused(name: str) -> None:
     assert [text for text in quoted if text not in str(caught.value)] == []
 
 
+class _Axes(keras.Sequential):
+    """With an axis more in whole mini-batches of 5 rows."""
+
+    def predict_step(self, data: Any) -> Any:
+        shape = tf.cond(
+            tf.shape(data)[0] == 5, lambda: tf.constant([5, 4, 1]), lambda: tf.constant([-1, 4])
+        )
+        return tf.reshape(data, shape)
+
+
+def test_outputs_of_several_lengths_are_ragged() -> None:
+    """As in Keras: every row as long as in its mini-batch."""
+    model = _network(_Longest())
+    expected, actual = model.predict(X, 5, verbose=0), ddp_gd.predict(model, X, 5, verbose=0)
+    assert type(actual) is type(expected) is tf.RaggedTensor
+    assert [len(row) for row in actual.to_list()] == [5] * 10 + [3] * 3
+    np.testing.assert_allclose(actual.flat_values, expected.flat_values, rtol=1e-5)
+
+
 def test_outputs_that_cant_be_put_together_are_refused() -> None:
-    """Words, and rows of different shapes, are refused and named."""
+    """Words, and rows with other numbers of axes, are refused and named."""
     with pytest.raises(ddp_gd.ModelError, match="string"):
         ddp_gd.predict(_network(_Text()), X, verbose=0)
-    with pytest.raises(ddp_gd.ModelError, match=r"float32\[3\] and float32\[5\]"):
-        ddp_gd.predict(_network(_Longest()), X, 5, verbose=0)
+    with pytest.raises(ddp_gd.ModelError, match=r"different kinds.*\[4\] and \[4, 1\]"):
+        ddp_gd.predict(_Axes([keras.Input((4,))]), X, 5, verbose=0)

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.losses import CompiledLosses
 from ddp_gd.steps.rows import draws, meeting, statistics
@@ -54,6 +55,7 @@ class Returned(NamedTuple):
     structure: Any  # what it returned, with the numbers of the tensors in their places
     results: dict[int, Any]  # metrics whose result a tensor is, by its place
     weights: list[Any]  # the variables that gradients were taken by, in order
+    metrics: list[Any]  # those that were updated
 
 
 class Ran(NamedTuple):
@@ -73,6 +75,7 @@ class OwnStep:
         specs: `tf.TensorSpec` of each array of rows.
         rules: see `OwnRules`.
         model: whose compiled loss and metrics are put together exactly; None for a loop by hand.
+        moments: of a batch for BatchNormalization, in the place of those of the rows.
 
     Attributes:
         traced: a function of rows, the first one's place, their number, and that of all rows,
@@ -88,18 +91,18 @@ class OwnStep:
         specs: list[tf.TensorSpec],
         rules: OwnRules,
         model: keras.Model | None = None,
+        moments: Callable[..., Any] | None = None,
     ):
         self._function = function
         self._communicator = communicator
         self._rules = rules
         self._model = model
+        self._moments = moments
         number = tf.TensorSpec([], tf.int32)
         self.traced, self.returned = graph.with_layout(
             graph.inlined, self._share, specs, number, number, number
         )
-        self.variables = [
-            v for v in graph.variables(self.traced) if not v.name.startswith("ddp_gd_")
-        ]
+        self.variables = used_variables(self.traced)
         if communicator is not None:
             graph.require_deterministic(self.traced)
 
@@ -107,31 +110,16 @@ class OwnStep:
         self, rows: list[Tensor], first: Tensor, count: Tensor, whole: Tensor
     ) -> tuple[Ran, Returned]:
         place = draws.Rows(first, count, whole)
-        taken = _Gradients(self._communicator, place)
-        with (
-            self._as_whole(place, taken.row_share),
-            keras_private.replaced_gradients(taken.take),
-            keras_private.noted_results() as results,
-        ):
-            found = self._function(rows)
-        flat: list[Tensor] = []
-
-        def numbered(value: Any) -> int | None:
-            if value is None:
-                return None
-            flat.append(tf.convert_to_tensor(value))
-            return len(flat) - 1
-
-        structure = tf.nest.map_structure(numbered, found)
-        metrics = {n: results[id(t)][1] for n, t in enumerate(flat) if id(t) in results}
-        ran = Ran(flat, taken.gradients, taken.own_finite)
-        return ran, Returned(structure, metrics, taken.weights)
+        with self._as_whole(place):
+            return run(self._function, rows, place, self._communicator)
 
     @contextlib.contextmanager
-    def _as_whole(self, place: draws.Rows, row_share: Tensor) -> Iterator[None]:
+    def _as_whole(self, place: draws.Rows) -> Iterator[None]:
         """Let what is computed in here of a share be as it is in the whole."""
         if self._communicator is None:
-            yield
+            given = self._moments
+            with keras_private.batch_moments(given) if given else contextlib.nullcontext():
+                yield
             return
         gathering = Meeting(self._communicator, place.first, place.count, by_all=True)
         moments = functools.partial(statistics.moments, self._communicator, place.count)
@@ -140,18 +128,64 @@ class OwnStep:
             stack.enter_context(keras_private.batch_moments(moments))
             stack.enter_context(meeting.of_all_workers(gathering))
             if self._model is not None:
-                model = self._model
-
-                def loss(y: Any, y_pred: Any, sample_weight: Any) -> Tensor:
-                    losses = CompiledLosses(model)
-                    return losses.of_share(y, y_pred, sample_weight, row_share, gathering)
-
-                stack.enter_context(keras_private.compiled_loss_is(model, loss))
+                stack.enter_context(compiled_loss_of_share(self._model, place, gathering))
                 if self._rules.met_metrics:
                     stack.enter_context(
-                        keras_private.compiled_metrics_see(model, gathering.all_rows)
+                        keras_private.compiled_metrics_see(self._model, gathering.all_rows)
                     )
             yield
+
+
+def used_variables(traced: Any) -> list[Any]:
+    """The variables that a step reads or writes, in the order of reading."""
+    return [v for v in graph.variables(traced) if not v.name.startswith("ddp_gd_")]
+
+
+def run(
+    function: Callable[[list[Tensor]], Any],
+    rows: list[Tensor],
+    place: draws.Rows,
+    communicator: Communicator | None,
+) -> tuple[Ran, Returned]:
+    """Write a step of the user's into the graph, with gradients of the whole.
+
+    Args:
+        function: the step.
+        rows: what it is given.
+        place: which ones of the global mini-batch they are.
+        communicator: adds up what the workers have; None leaves all as it is.
+    """
+    taken = _Gradients(communicator, place)
+    with (
+        keras_private.replaced_gradients(taken.take),
+        keras_private.noted_results() as results,
+        keras_private.noted_metrics() as updated,
+    ):
+        found = function(rows)
+    flat: list[Tensor] = []
+
+    def numbered(value: Any) -> int | None:
+        if value is None:
+            return None
+        flat.append(tf.convert_to_tensor(value))
+        return len(flat) - 1
+
+    structure = tf.nest.map_structure(numbered, found)
+    metrics = {n: results[id(t)][1] for n, t in enumerate(flat) if id(t) in results}
+    ran = Ran(flat, taken.gradients, taken.own_finite)
+    return ran, Returned(structure, metrics, taken.weights, updated)
+
+
+def compiled_loss_of_share(
+    model: keras.Model, place: draws.Rows, meeting: Meeting
+) -> contextlib.AbstractContextManager[None]:
+    """Let a model's compiled loss of a share be, in the mean over shares, that of the whole."""
+
+    def loss(y: Any, y_pred: Any, sample_weight: Any) -> Tensor:
+        losses = CompiledLosses(model)
+        return losses.of_share(y, y_pred, sample_weight, place.fraction, meeting)
+
+    return keras_private.compiled_loss_is(model, loss)
 
 
 class _Gradients:
@@ -159,6 +193,7 @@ class _Gradients:
 
     def __init__(self, communicator: Communicator | None, place: draws.Rows):
         self._communicator = communicator
+        self._graph = tf.compat.v1.get_default_graph()
         self._empty = tf.equal(place.count, 0)
         self.row_share = place.fraction
         self.weights: list[Any] = []
@@ -173,6 +208,13 @@ class _Gradients:
         by_variable = [isinstance(s, (tf.Variable, keras.Variable)) for s in flat]
         if not any(by_variable):
             return ask(sources, output_gradients)
+        if tf.compat.v1.get_default_graph() is not self._graph:
+            raise ModelError(
+                "The step takes a gradient inside of a loop, a branch or a tf.function of its own "
+                "in the graph, where workers and micro-batches can't meet. Write the loop with "
+                "Python's range, take the gradient outside of the branch, and leave the inner "
+                "tf.function out."
+            )
         if self._communicator is not None:
             output_gradients = self._weighted(target, output_gradients)
         found = ask(flat, output_gradients)

@@ -104,7 +104,7 @@ class Snapshot:
             warnings.warn(
                 f"The training goes on elsewhere than it began, equal to rounding only: "
                 f"{differences}. (With bitwise=True this would be an error.)",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def restore(self, model: keras.Model, hooks: Hooks) -> None:

@@ -1,0 +1,376 @@
+"""One try of a user's step: some rows, whole and on shares or micro-batches, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ddp_gd.batching.plan import block
+from ddp_gd.comm.base import Communicator
+from ddp_gd.errors import ModelError
+from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran
+from ddp_gd.steps.own.points import InPasses
+from ddp_gd.steps.proof.rounding import close, few
+
+Tensor = Any
+
+# Of all of an update together: an optimizer may make a whole step of what rounding left of nothing.
+_OF_AN_UPDATE = 0.05
+_REMEDY = (
+    "The loss of a step must be a mean over its rows, computed of each row alone (or of all rows, "
+    "through ddp_gd.gather_rows); train on one worker otherwise."
+)
+
+
+class _After(NamedTuple):
+    """What a run left."""
+
+    ran: Ran
+    values: list[np.ndarray]  # of the variables
+
+
+class _Look(NamedTuple):
+    """The same rows, whole and on shares."""
+
+    before: list[np.ndarray]
+    whole: _After
+    moved: _After  # the whole, with weights moved by some roundings
+    share: _After
+    same: list[bool]  # of each variable: whether it is the same on all workers afterwards
+
+
+class Trial:
+    """One set of rules, tried on the workers' shares. Collective.
+
+    Args:
+        communicator: the workers.
+        names: of variables, by `id` of their `tf.Variable`.
+        whole: the step as it is.
+        step: the step by these rules.
+        rows: the same on every worker.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        names: dict[int, str],
+        whole: OwnStep,
+        step: OwnStep | InPasses,
+        rows: list[Tensor],
+    ):
+        self._communicator = communicator
+        self._names = names
+        self._whole, self._step = whole, step
+        self._rows, self._count = rows, rows_of(rows)
+        self._cut()
+
+    def _cut(self) -> None:
+        start, stop = block(self._count, self._communicator.size, self._communicator.rank)
+        self._start, self._size = start, stop - start
+        counts = self._communicator.allgather(tf.constant([self._size])).numpy()
+        self._parts = counts / self._count
+        self._filled = counts > 0
+
+    def rules(self, tried: OwnRules) -> OwnRules:
+        """What the variables are, by these rules for the rest."""
+        variables = self._step.variables
+        first = [v.numpy() for v in variables]
+        try:
+            self._run_whole()  # so that no state begins at zero
+            began = [v.numpy() for v in variables]
+            looks = [self._look(began, scale) for scale in (1, 3)]
+        finally:
+            _restore(variables, first)
+        self._require_gradients(looks)
+        kinds = self._chosen([self._kinds_of_variable(n, looks) for n in range(len(variables))])
+        mean = {n for n, kind in enumerate(kinds) if kind == "mean"}
+        summed = {n for n, kind in enumerate(kinds) if kind == "sum"}
+        rows = frozenset(
+            n for n in range(len(looks[0].whole.ran.returned)) if self._kind_of_returned(n, looks)
+        )
+        return dataclasses.replace(tried, mean=frozenset(mean), summed=frozenset(summed), rows=rows)
+
+    def _look(self, began: list[np.ndarray], scale: int) -> _Look:
+        variables = self._step.variables
+        weights = {id(_variable(w)) for w in self._whole.returned.weights}
+        is_weight = [id(v) in weights and v.dtype.is_floating for v in variables]
+        before = [scale * b if w else b for b, w in zip(began, is_weight, strict=True)]
+        signs = np.random.default_rng(0)
+        moved = [
+            b * (1 + 2.0**-21 * signs.choice([-1.0, 1.0], b.shape)).astype(b.dtype) if w else b
+            for b, w in zip(before, is_weight, strict=True)
+        ]
+        found = []
+        for run, values in (
+            (self._run_whole, before),
+            (self._run_whole, moved),
+            (self._run_whole, before),
+            (self._run_parts, before),
+        ):
+            _restore(variables, values)
+            found.append(run())
+        one, other, again, share = found
+        for a, b in zip(one.ran.returned, again.ran.returned, strict=True):
+            if np.shape(a) != np.shape(b) or not close(b, a, a):
+                raise ModelError(
+                    f"The step returns {few(a)} once and {few(b)} another time for the same rows "
+                    "and the same state of all variables: something in it draws from a generator "
+                    "of its own. Draw with keras.random and a keras.random.SeedGenerator, or train "
+                    "on one worker."
+                )
+        return _Look(before, one, other, share, self._same(share))
+
+    def _same(self, share: _After) -> list[bool]:
+        """Which variables are the same on all workers."""
+        digests = [hashlib.sha256(value.tobytes()).digest() for value in share.values]
+        own = tf.constant(np.frombuffer(b"".join(digests), np.uint8).reshape(1, -1, 32))
+        every = self._communicator.allgather(own).numpy()  # (workers, variables, 32)
+        return list((every == every[0]).all((0, 2)))
+
+    def _run_whole(self) -> _After:
+        return self._after(self._whole.traced(self._rows, 0, self._count, self._count))
+
+    def _run_parts(self) -> _After:
+        """Run the step on this worker's part."""
+        assert isinstance(self._step, OwnStep)
+        own = share_of_rows(self._rows, self._start, self._size)
+        return self._after(self._step.traced(own, self._start, self._size, self._count))
+
+    def _after(self, found: Any) -> _After:
+        ran = Ran(*tf.nest.map_structure(lambda t: t.numpy(), tuple(found)))
+        return _After(ran, [v.numpy() for v in self._step.variables])
+
+    def _require_gradients(self, looks: list[_Look]) -> None:
+        for _, whole, moved, share, _ in looks:
+            gradients = whole.ran.gradients
+            largest = max((float(np.abs(g).max(initial=0)) for g in gradients), default=0)
+            for weight, wanted, near, found in zip(
+                self._whole.returned.weights,
+                gradients,
+                moved.ran.gradients,
+                share.ran.gradients,
+                strict=True,
+            ):
+                scale = 5 * max(float(np.abs(wanted).max(initial=0)), 1e-2 * largest)
+                if not close(found, wanted, near, scale=scale):
+                    raise ModelError(
+                        f"The gradient by {getattr(weight, 'path', weight.name)!r} is "
+                        f"{few(wanted)} on {self._count} rows and {few(found)} put together from "
+                        f"shares of them. {_REMEDY}"
+                    )
+
+    def _metric_of(self, number: int) -> list[int]:
+        """The variables of the metric that a variable belongs to, by their places."""
+        variables = {id(v): n for n, v in enumerate(self._step.variables)}
+        found = [[id(v.value) for v in m.variables] for m in self._step.returned.metrics]
+        own = [of for of in found if id(self._step.variables[number]) in of]
+        return [variables[v] for v in min(own, key=len, default=[]) if v in variables]
+
+    def _chosen(self, kinds: list[set[str]]) -> list[str]:
+        """One kind for each variable, where the rows that were tried leave several.
+
+        A metric's variables are of one kind: if no row was right so far, what an accuracy keeps has
+        not changed, but it has counted the rows.
+        """
+        chosen = []
+        for number, own in enumerate(kinds):
+            metric = self._metric_of(number)
+            common = set.intersection(*(kinds[n] for n in metric)) if metric else own
+            order = ("sum", "mean", "same") if metric else ("same", "mean", "sum")
+            chosen.append(next(kind for kind in order if kind in (common or own)))
+        return chosen
+
+    def _kinds_of_variable(self, number: int, looks: list[_Look]) -> set[str]:
+        """What may become of it: the same on all workers, a mean over rows, or a sum."""
+        kinds = {"same", "mean", "sum"}
+        of_metric = bool(self._metric_of(number))
+        for before, whole, moved, share, same in looks:
+            was, wanted, near = (a[number] for a in (before, whole.values, moved.values))
+            if not same[number] or not _alike(share.values[number], wanted, was):
+                kinds.discard("same")
+            elif not of_metric:
+                continue
+            if wanted.dtype == bool:
+                kinds &= {"same"}
+                continue
+            values = self._every(number, share.values[number])
+            steps = np.asarray(values[self._filled] - was, np.float64)
+            parts = self._parts[self._filled]
+            change, changed_by = (np.asarray(a - was, np.float64) for a in (wanted, near))
+            if not close(np.tensordot(parts, steps, 1), change, changed_by):
+                kinds.discard("mean")
+            if not close(steps.sum(0), change, changed_by):
+                kinds.discard("sum")
+            if wanted.dtype.kind not in "fV":
+                kinds.discard("mean")
+        if not kinds:
+            name = self._names.get(id(self._step.variables[number]))
+            before, whole, _, share, _ = looks[0]
+            values = self._every(number, share.values[number])
+            raise ModelError(
+                f"The variable {name or self._step.variables[number].name!r} becomes "
+                f"{few(whole.values[number])} after a step on {self._count} rows, from "
+                f"{few(before[number])}. On shares of them it becomes "
+                f"{' and '.join(map(few, values[:3]))}, whose mean over rows or sum that is not. "
+                f"{_REMEDY}"
+            )
+        return kinds
+
+    def _every(self, number: int, value: np.ndarray) -> np.ndarray:
+        """What a variable is after each part."""
+        return self._gathered(value)
+
+    def _gathered(self, value: Any) -> np.ndarray:
+        return self._communicator.allgather(tf.convert_to_tensor(value[None])).numpy()
+
+    def _is_rows(self, number: int, look: _Look) -> bool:
+        """Whether what is returned may have a row for each row."""
+        wanted, found = (after.ran.returned[number] for after in (look.whole, look.share))
+        lengths = self._count, max(self._size, 1)
+        return np.ndim(wanted) > 0 and (len(wanted), len(found)) == lengths
+
+    def _all_rows(self, number: int, look: _Look) -> np.ndarray:
+        mine = tf.convert_to_tensor(look.share.ran.returned[number][: self._size])
+        return self._communicator.allgather(mine).numpy()
+
+    def _kind_of_returned(self, number: int, looks: list[_Look]) -> bool:
+        """Whether it has a row for each row; else it is a mean over rows, or a metric's result."""
+        if number in self._step.returned.results:
+            return False
+        is_rows = all(self._is_rows(number, look) for look in looks)
+        for look in looks:
+            wanted, near = (a.ran.returned[number] for a in (look.whole, look.moved))
+            if is_rows:
+                found = self._all_rows(number, look)
+            else:
+                values = self._gathered(look.share.ran.returned[number])
+                found = np.tensordot(
+                    self._parts[self._filled], np.asarray(values[self._filled], np.float64), 1
+                )
+                if wanted.dtype.kind not in "fV" and (values == values[0]).all():
+                    found = values[0]
+            if found.shape != wanted.shape or not close(found, wanted, near):
+                raise ModelError(
+                    f"Value {number} that the step returns is {few(wanted)} on {self._count} rows "
+                    f"and {few(found)} as the mean over shares of them. Return means over rows, "
+                    "results of metrics, or one row for each row."
+                )
+        return is_rows
+
+
+class PiecesTrial(Trial):
+    """One set of rules, tried on micro-batches, by each worker on all of them.
+
+    What depends on rows has an entry for each micro-batch; the rest is what the update leaves.
+    """
+
+    _step: InPasses
+
+    def _cut(self) -> None:
+        some = max(1, self._count // 3)
+        self._cuts = [(0, some), (some, self._count - some)]
+        self._parts = np.array([size for _, size in self._cuts]) / self._count
+        self._filled = self._parts > 0
+
+    def _same(self, share: _After) -> list[bool]:
+        return [n not in self._step.of_rows for n in range(len(share.values))]
+
+    def _run_parts(self) -> _After:
+        step = self._step
+        before = [v.numpy() for v in step.variables]
+        known: dict[int, list[Tensor]] = {}
+        values: dict[int, np.ndarray] = {}
+        returned: dict[int, Any] = {}
+        for number, traced in enumerate(step.passes):
+            given = [known[n] for n in step.known[number]]
+            parts = []
+            for first, size in self._cuts:
+                _restore(step.variables, before)
+                rows = share_of_rows(self._rows, first, size)
+                found, points, _ = traced.traced(rows, first, size, self._count, given)
+                parts.append((found, points, [v.numpy() for v in step.variables]))
+            for n in step.gives[number]:
+                put = tf.concat if step.points[n].joined else _sum
+                columns = zip(*(points[n] for _, points, _ in parts), strict=True)
+                known[n] = [put(list(column), 0) for column in columns]
+            for n, of in step.of_rows.items():
+                if of == number:
+                    values[n] = np.stack([left[n] for _, _, left in parts])
+            for n, of in step.returned_of_rows.items():
+                if of == number:
+                    returned[n] = [found[n].numpy() for found, _, _ in parts]
+        _restore(step.variables, before)
+        given = [known[n] for n in range(len(step.points))]
+        one = share_of_rows(self._rows, 0, 1)
+        left, _, gradients = step.update.traced(one, 0, 1, self._count, given)
+        after = [values.get(n, v.numpy()) for n, v in enumerate(step.variables)]
+        ran = Ran(
+            [returned.get(n, value.numpy()) for n, value in enumerate(left)],
+            [gradient.numpy() for gradient in gradients],
+            tf.constant(True),
+        )
+        return _After(ran, after)
+
+    def _every(self, number: int, value: np.ndarray) -> np.ndarray:
+        of_rows = number in self._step.of_rows
+        return value if of_rows else np.stack([value] * len(self._parts))
+
+    def _is_rows(self, number: int, look: _Look) -> bool:
+        wanted, found = (after.ran.returned[number] for after in (look.whole, look.share))
+        if number not in self._step.returned_of_rows or np.ndim(wanted) == 0:
+            return False
+        return len(wanted) == self._count and [len(f) for f in found] == [
+            size for _, size in self._cuts
+        ]
+
+    def _all_rows(self, number: int, look: _Look) -> np.ndarray:
+        return np.concatenate(look.share.ran.returned[number])
+
+    def _gathered(self, value: Any) -> np.ndarray:
+        return np.stack(value if isinstance(value, list) else [value] * len(self._parts))
+
+
+def _sum(values: list[Tensor], axis: int) -> Tensor:
+    return tf.add_n(values)
+
+
+def rows_of(arrays: Sequence[Tensor]) -> int:
+    """How many rows a mini-batch has."""
+    return next(len(array) for array in arrays if array.shape.rank)
+
+
+def share_of_rows(arrays: Sequence[Tensor], first: int, size: int) -> list[Tensor]:
+    """Some rows; one of zeros where there are none, whose step takes part in the others'."""
+    shares = [array[first : first + size] if array.shape.rank else array for array in arrays]
+    return [
+        tf.zeros([1, *share.shape[1:]], share.dtype) if share.shape.rank and size == 0 else share
+        for share in shares
+    ]
+
+
+def _variable(weight: Any) -> Any:
+    return weight.value if isinstance(weight, keras.Variable) else weight
+
+
+def _restore(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _alike(found: np.ndarray, wanted: np.ndarray, was: np.ndarray) -> bool:
+    """Whether an update is the same, all in all."""
+    if not np.issubdtype(wanted.dtype, np.floating) and wanted.dtype.kind != "V":
+        return np.array_equal(found, wanted)
+    found, wanted, was = (np.asarray(a, np.float64) for a in (found, wanted, was))
+    if not np.isfinite(wanted).all():
+        return True
+    rounding = 2.0**-20 * np.linalg.norm(was)
+    change = np.linalg.norm(wanted - was)
+    apart = float(np.linalg.norm(found - wanted))
+    return apart <= max(_OF_AN_UPDATE * float(change), float(rounding), 1e-12)
