@@ -15,6 +15,7 @@ import tensorflow as tf
 from ddp_gd.batching.plan import block
 from ddp_gd.comm.base import Communicator
 from ddp_gd.steps import tree
+from ddp_gd.steps.rules import Options
 
 Tensor = Any
 
@@ -53,9 +54,6 @@ class AllReduce:
         micro_batch_size: rows of a micro-batch; None makes the share one.
         empty_shares: whether some worker's share may be empty.
     """
-
-    # Whether a graph is made for one number of micro-batches.
-    counts = False
 
     def __init__(
         self, communicator: Communicator, micro_batch_size: int | None, empty_shares: bool
@@ -160,8 +158,6 @@ class CanonicalTree:
         micro_batch_size: rows of a micro-batch.
         lanes: at most so many micro-batches are computed at once; the bits don't depend on it.
     """
-
-    counts = True
 
     def __init__(self, communicator: Communicator, micro_batch_size: int, lanes: int):
         self.communicator = communicator
@@ -351,6 +347,15 @@ class _Worker:
         rows = [array[start : start + self._size] for array in self._share]
         count = tf.shape(rows[0])[0]
         return self._function(*self._arguments(rows, number * self._size, count))
+
+
+def reduction(communicator: Communicator, options: Options) -> AllReduce | CanonicalTree:
+    """What adds up the micro-batches of such steps."""
+    size, lanes = options.micro_batch_size, options.bitwise_lanes
+    if not lanes:
+        return AllReduce(communicator, size, options.empty_shares)
+    assert size is not None
+    return CanonicalTree(communicator, size, lanes)
 
 
 def one_row_at_least(share: list[Tensor], empty: Tensor) -> list[Tensor]:

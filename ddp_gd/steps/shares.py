@@ -16,7 +16,8 @@ from ddp_gd.steps.finite import all_finite, looked_at
 from ddp_gd.steps.micro_batch import Pieces, Sums
 from ddp_gd.steps.proof import proof
 from ddp_gd.steps.proof.comparison import Comparison
-from ddp_gd.steps.reduction import AllReduce, CanonicalTree
+from ddp_gd.steps.reduction import CanonicalTree, reduction
+from ddp_gd.steps.rules import Options
 from ddp_gd.steps.state import log_losses
 
 Tensor = Any
@@ -31,12 +32,7 @@ class SharedStep:
         signature: structure, dtypes and shapes of the rows.
         sample: some rows, the same on every worker, on which it is found out how the shares make
             up the whole.
-        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
-        empty_shares: whether some share may be empty.
-        training: False for evaluation: no gradient, no update, layers in inference mode.
-        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
-            `micro_batch_size`.
-        stop_on_nan: tell of a loss or gradient that isn't finite.
+        options: see `Options`.
 
     Attributes:
         traced: the traced function of one micro-batch.
@@ -52,43 +48,23 @@ class SharedStep:
         communicator: Communicator,
         signature: Signature,
         sample: list[Tensor],
-        *,
-        micro_batch_size: int | None,
-        empty_shares: bool,
-        training: bool,
-        bitwise_lanes: int,
-        stop_on_nan: bool,
+        options: Options,
     ):
         self.log_names: list[str] = []
         self.logged: list[Tensor] = []
         self._model = model
         self._communicator = communicator
-        self._training = training
-        self._stop_on_nan = stop_on_nan
-        self._size = micro_batch_size
-        self._reduce: AllReduce | CanonicalTree = AllReduce(
-            communicator, micro_batch_size, empty_shares
-        )
-        if bitwise_lanes:
-            assert micro_batch_size is not None
-            self._reduce = CanonicalTree(communicator, micro_batch_size, bitwise_lanes)
-        comparison = Comparison(
-            model,
-            communicator,
-            signature,
-            in_pieces=micro_batch_size is not None,
-            training=training,
-            bitwise=bitwise_lanes > 0,
-            rows=sample,
-        )
+        self._options = options
+        self._reduce = reduction(communicator, options)
+        comparison = Comparison(model, communicator, signature, options, sample)
         self._rules, traced = proof.prove(comparison)
         self._layout, self._state = traced.layout, traced.micro_batch.state
         self._losses = len(traced.micro_batch.losses)
         self._before, self._met, self._specs = traced.before, traced.met, traced.specs
-        trace = graph.isolated if bitwise_lanes else graph.inlined
+        trace = graph.isolated if options.bitwise_lanes else graph.inlined
         self.traced = trace(lambda *given: traced.function(*given)[:2], *traced.specs)
         self._apply: Callable[[Sums, Pieces], None] = self._update
-        if bitwise_lanes and training:
+        if options.bitwise_lanes and options.training:
             specs = tf.nest.map_structure(
                 lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
                 self.traced.structured_outputs,
@@ -99,13 +75,6 @@ class SharedStep:
     def changed(self) -> list[Any]:
         """The variables that a step changes beside weights and optimizer."""
         return [*self._layout.changes.state, *self._model.metrics_variables]
-
-    def micro_batches(self, batch_rows: int) -> int:
-        """Micro-batches of a step, where the graph is made for their number."""
-        if not self._reduce.counts:
-            return 0
-        assert self._size is not None
-        return -(-batch_rows // self._size)
 
     def __call__(
         self,
@@ -119,7 +88,7 @@ class SharedStep:
         """THE step.
 
         Args:
-            count: `micro_batches(batch_rows)`.
+            count: `Options.micro_batches(batch_rows)`.
             rows: this worker's.
             start: the first one's place in the global mini-batch.
             batch_rows: rows of the global mini-batch.
@@ -164,7 +133,7 @@ class SharedStep:
             found = Found(audit.differs, audit.checks, totals, met)
             tf.cond(found.differs, lambda: None, lambda: self._write(sums, pieces, batch_rows))
         finite = tf.equal(flags[1], 0)
-        if self._stop_on_nan:
+        if self._options.stop_on_nan:
             finite &= tf.math.is_finite(sums.loss)
         return finite, tf.equal(own[1], 0), flags[0] > 0, [], found
 
@@ -206,7 +175,7 @@ class SharedStep:
             found: what the step left.
         """
         function = self.audited[which]
-        given: tuple[Any, ...] = (self._state.read(), rows, number * self._size)
+        given: tuple[Any, ...] = (self._state.read(), rows, number * self._options.micro_batch_size)
         given += (tf.shape(rows[0])[0], batch_rows)
         if function is self.traced:
             given += (found.totals, self._state.metrics_before(carried=False), found.met)
@@ -215,13 +184,13 @@ class SharedStep:
     def _write(self, sums: Sums, pieces: Pieces, batch_rows: Tensor) -> None:
         """Change the model as the sums of all workers say, and log the losses."""
         self._layout.changes.assign(sums.state, sums.metrics, self._rules)  # weights, too
-        if self._training:
+        if self._options.training:
             self._apply(sums, pieces)
         log_losses(self._model, sums.loss, sums.losses, batch_rows)
 
     def _not_finite(self, parts: list[tuple[Sums, Pieces]]) -> Tensor:
         """1 where this worker's losses or gradients aren't numbers and shall be, else 0."""
-        if not self._stop_on_nan:
+        if not self._options.stop_on_nan:
             return tf.constant(0.0)
         values = [sums.loss for sums, _ in parts]
         for part in parts:

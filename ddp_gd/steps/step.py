@@ -23,6 +23,7 @@ from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.audit import Found, Given
 from ddp_gd.steps.own.shares import OwnSharedStep
+from ddp_gd.steps.rules import Options
 from ddp_gd.steps.shares import SharedStep
 from ddp_gd.steps.whole import WholeStep
 
@@ -48,12 +49,7 @@ class Steps:
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
         sample: some rows, the same on every worker, to try the model on.
-        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
-        empty_shares: whether some share may be empty.
-        training: False for evaluation: no gradient, no update, layers in inference mode.
-        bitwise_lanes: 0, or how many micro-batches to compute at once in bitwise mode, which needs
-            `micro_batch_size`.
-        stop_on_nan: stop after a step whose loss or gradient isn't finite.
+        options: see `Options`.
 
     Attributes:
         changed: the variables that a step may change beside weights and optimizer.
@@ -71,48 +67,25 @@ class Steps:
         communicator: Communicator,
         signature: Signature,
         sample: list[Tensor],
-        *,
-        micro_batch_size: int | None,
-        empty_shares: bool,
-        training: bool,
-        bitwise_lanes: int = 0,
-        stop_on_nan: bool = True,
+        options: Options,
     ):
         self.model = model
-        self.stop_on_nan = stop_on_nan
+        self.stop_on_nan = options.stop_on_nan
+        self._options = options
         self.ask_to_stop = tf.Variable(0.0, trainable=False, name="ddp_gd_ask_to_stop")
         self._signature = signature
-        if (name := keras_private.overrides(model, training) or "").startswith("make_"):
+        if (name := keras_private.overrides(model, options.training) or "").startswith("make_"):
             raise ModelError(
                 f"{type(model).__name__} overrides {name}(), which is not called here: the loop "
                 "over steps is ddp_gd's. Override train_step() or test_step() instead."
             )
         self._step: WholeStep | OwnSharedStep | SharedStep
-        if communicator.size == 1 and micro_batch_size is None:
-            self._step = WholeStep(model, signature, training=training, stop_on_nan=stop_on_nan)
-        elif keras_private.overrides(model, training):
-            self._step = OwnSharedStep(
-                model,
-                communicator,
-                signature,
-                sample,
-                micro_batch_size=micro_batch_size,
-                bitwise=bitwise_lanes > 0,
-                training=training,
-                stop_on_nan=stop_on_nan,
-            )
+        if communicator.size == 1 and options.micro_batch_size is None:
+            self._step = WholeStep(model, signature, options)
+        elif name:
+            self._step = OwnSharedStep(model, communicator, signature, sample, options)
         else:
-            self._step = SharedStep(
-                model,
-                communicator,
-                signature,
-                sample,
-                micro_batch_size=micro_batch_size,
-                empty_shares=empty_shares,
-                training=training,
-                bitwise_lanes=bitwise_lanes,
-                stop_on_nan=stop_on_nan,
-            )
+            self._step = SharedStep(model, communicator, signature, sample, options)
         self.traced, self.log_names = self._step.traced, self._step.log_names
         self._runs: dict[int, Any] = {}
 
@@ -132,7 +105,7 @@ class Steps:
                 micro-batches (`same_graph`).
             again: what this worker computes once more; None where nothing is audited.
         """
-        count = self._step.micro_batches(int(shares.batch_rows[0]))
+        count = self._options.micro_batches(int(shares.batch_rows[0]))
         numbers = tf.TensorSpec([None], tf.int32)
         specs: tuple[Any, ...] = (self._signature.specs, numbers, numbers, numbers)
         given: tuple[Any, ...] = (
@@ -150,7 +123,7 @@ class Steps:
 
     def same_graph(self, batch_rows: int, other: int) -> bool:
         """Tell whether steps of so many rows can be made in one call of `run`."""
-        return self._step.micro_batches(batch_rows) == self._step.micro_batches(other)
+        return self._options.micro_batches(batch_rows) == self._options.micro_batches(other)
 
     @property
     def audited_names(self) -> list[list[str]]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ddp_gd.batching.arrays import Signature
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.finite import all_finite, looked_at
+from ddp_gd.steps.rules import Options
 from ddp_gd.steps.state import other_variables
 
 Tensor = Any
@@ -47,8 +48,7 @@ class WholeStep:
     Args:
         model: compiled and built.
         signature: structure, dtypes and shapes of the rows.
-        training: False for evaluation.
-        stop_on_nan: tell of a loss or gradient that isn't finite.
+        options: see `Options`.
 
     Attributes:
         traced: the traced function of one step.
@@ -56,13 +56,10 @@ class WholeStep:
         logged: tensors of their shapes.
     """
 
-    def __init__(
-        self, model: keras.Model, signature: Signature, *, training: bool, stop_on_nan: bool
-    ):
+    def __init__(self, model: keras.Model, signature: Signature, options: Options):
         self._model = model
         self._signature = signature
-        self._training = training
-        self._stop_on_nan = stop_on_nan
+        self._options = options
         self.traced, self.log_names = graph.with_layout(graph.inlined, self._step, signature.specs)
 
         self.logged = self.traced.structured_outputs[1]
@@ -72,10 +69,6 @@ class WholeStep:
         """The variables that a step may change beside weights and optimizer."""
         return [*other_variables(self._model), *self._model.metrics_variables]
 
-    def micro_batches(self, batch_rows: int) -> int:
-        """Micro-batches of a step, where the graph is made for their number."""
-        return 0
-
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Any]:
@@ -84,15 +77,15 @@ class WholeStep:
         return finite, finite, asked > 0, logs, ()
 
     def _step(self, rows: list[Tensor]) -> tuple[tuple[Tensor, list[Tensor]], list[str]]:
-        optimizer = self._model.optimizer if self._training else None
+        optimizer = self._model.optimizer if self._options.training else None
         with keras_private.applied_gradients(optimizer) as applied:
-            logs, known = keras_step(self._model, self._signature, self._training, rows)
+            logs, known = keras_step(self._model, self._signature, self._options.training, rows)
         own = {} if known else logs
         values = [tf.cast(value, tf.float32) for value in own.values()]
         return (self._finite(logs, applied), values), list(own)
 
     def _finite(self, logs: dict[str, Any], applied: Sequence[tuple[Any, Any]]) -> Tensor:
-        if not self._stop_on_nan:
+        if not self._options.stop_on_nan:
             return tf.constant(True)
         losses = [logs["loss"]] if "loss" in logs else []
         weights, gradients = zip(*applied, strict=True) if applied else ((), ())

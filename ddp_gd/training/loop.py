@@ -13,6 +13,7 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import NumericsError
 from ddp_gd.job import runtime, threads
 from ddp_gd.steps import keras_private
+from ddp_gd.steps.rules import Options
 from ddp_gd.steps.step import Steps
 from ddp_gd.training import audit
 
@@ -223,7 +224,6 @@ def open_loop(
     Raises:
         ModelError: the model can't be trained like this.
     """
-    bitwise = runtime.is_bitwise()
     if model.run_eagerly and keras_private.overrides(model, training) and communicator.rank == 0:
         warnings.warn(
             f"{type(model).__name__} was compiled with run_eagerly=True, and its own step runs in "
@@ -236,10 +236,12 @@ def open_loop(
         communicator,
         source.signature,
         source.sample(),
-        micro_batch_size=source.micro_batch_size,
-        empty_shares=source.has_empty_shares(communicator.size),
-        training=training,
-        bitwise_lanes=threads.inter_op_threads() if bitwise else 0,
-        stop_on_nan=stop_on_nan,
+        Options(
+            training,
+            source.micro_batch_size,
+            source.has_empty_shares(communicator.size),
+            threads.inter_op_threads() if runtime.is_bitwise() else 0,
+            stop_on_nan,
+        ),
     )
     return Loop(steps, source, communicator)

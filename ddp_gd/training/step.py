@@ -23,8 +23,8 @@ from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Returned, put_together
 from ddp_gd.steps.own.points import InPasses, Making
 from ddp_gd.steps.own.proof import OwnProof
 from ddp_gd.steps.own.trial import rows_of, share_of_rows
-from ddp_gd.steps.reduction import AllReduce, CanonicalTree
 from ddp_gd.steps.rows import draws
+from ddp_gd.steps.rules import Options
 
 Tensor = Any
 
@@ -230,10 +230,8 @@ def _on_micro_batches(
     size: int,
 ) -> Callable[[list[Tensor]], Any]:
     """The same, micro-batch by micro-batch."""
-    reduce: AllReduce | CanonicalTree = AllReduce(communicator, size, empty_shares=True)
-    if runtime.is_bitwise():  # they write to variables: one after the other
-        reduce = CanonicalTree(communicator, size, lanes=1)
-    pieces = MicroBatches(own, rules, reduce, runtime.is_bitwise())
+    options = Options(True, size, empty_shares=True, bitwise_lanes=int(runtime.is_bitwise()))
+    pieces = MicroBatches(own, rules, communicator, options)
     number = tf.TensorSpec([], tf.int32)
     runs: dict[int, Any] = {}
 
@@ -242,7 +240,7 @@ def _on_micro_batches(
 
     def made(arrays: list[Tensor]) -> Any:
         rows = rows_of(arrays)
-        count = -(-rows // size) if reduce.counts else 0
+        count = options.micro_batches(rows)
         if count not in runs:
             runs[count] = graph.inlined(functools.partial(run, count), specs, number, number)
         share = share_of(rows, size, communicator.rank, communicator.size)

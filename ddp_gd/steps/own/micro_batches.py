@@ -8,10 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from ddp_gd.comm.base import Communicator
 from ddp_gd.steps import graph
 from ddp_gd.steps.own.own_step import OwnRules
 from ddp_gd.steps.own.points import InPasses, KnownTo
-from ddp_gd.steps.reduction import AllReduce, CanonicalTree
+from ddp_gd.steps.reduction import reduction
+from ddp_gd.steps.rules import Options
 
 Tensor = Any
 # Of this worker, float32, from what its micro-batches of a pass give.
@@ -24,21 +26,23 @@ class MicroBatches:
     Args:
         step: traced for its passes.
         rules: how micro-batches make up the whole.
-        reduce: adds up micro-batches.
-        isolated: whether graphs are to be the same at any number of workers.
+        communicator: the workers.
+        options: see `Options`.
 
     Attributes:
         returned: what the tensors stand for that a call returns.
     """
 
     def __init__(
-        self, step: InPasses, rules: OwnRules, reduce: AllReduce | CanonicalTree, isolated: bool
+        self, step: InPasses, rules: OwnRules, communicator: Communicator, options: Options
     ):
         self.returned = step.returned
         self._step = step
         self._rules = rules
-        self._reduce = reduce
-        self._trace = graph.isolated if isolated else graph.inlined
+        # They write to variables: one is computed after the other.
+        lanes = min(1, options.bitwise_lanes)
+        self._reduce = reduction(communicator, options._replace(bitwise_lanes=lanes))
+        self._trace = graph.isolated if lanes else graph.inlined
         self._shared = [n for n, spec in enumerate(step.specs) if spec.shape.rank]
         self._places = {id(v): n for n, v in enumerate(step.variables)}
         self._written = [n for n, v in enumerate(step.variables) if id(v) in step.update.needs]

@@ -17,8 +17,9 @@ from ddp_gd.steps.own.micro_batches import MicroBatches
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran, put_together
 from ddp_gd.steps.own.points import InPasses, Making
 from ddp_gd.steps.own.proof import OwnProof
-from ddp_gd.steps.reduction import AllReduce, CanonicalTree, one_row_at_least
+from ddp_gd.steps.reduction import one_row_at_least
 from ddp_gd.steps.rows import draws
+from ddp_gd.steps.rules import Options
 from ddp_gd.steps.state import optimizers, other_variables
 from ddp_gd.steps.whole import keras_step
 
@@ -33,10 +34,7 @@ class OwnSharedStep:
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
         sample: some rows, the same on every worker, on which the step is tried.
-        micro_batch_size: rows of a micro-batch; None makes each share one micro-batch.
-        bitwise: whether results are to be the same bits at any number of workers.
-        training: False for evaluation.
-        stop_on_nan: tell of a loss or gradient that isn't finite.
+        options: see `Options`.
 
     Attributes:
         traced, log_names, logged: see `WholeStep`.
@@ -52,20 +50,14 @@ class OwnSharedStep:
         communicator: Communicator,
         signature: Signature,
         sample: list[Tensor],
-        *,
-        micro_batch_size: int | None,
-        bitwise: bool,
-        training: bool,
-        stop_on_nan: bool,
+        options: Options,
     ):
         self._model = model
         self._communicator = communicator
         self._signature = signature
-        self._training = training
-        self._stop_on_nan = stop_on_nan
-        self._size = micro_batch_size if bitwise else None
+        self._options = options
         names = {id(v.value): v.path for v in [*model.variables, *model.metrics_variables]}
-        in_pieces = micro_batch_size is not None
+        in_pieces = options.micro_batch_size is not None
 
         def make(rules: OwnRules | None, moments: Any) -> OwnStep | InPasses:
             if rules is not None and in_pieces:
@@ -85,20 +77,11 @@ class OwnSharedStep:
             self._own, self.traced = own, own.traced
             returned = own.traced.structured_outputs[0]
         else:
-            assert micro_batch_size is not None
-            lanes = int(bitwise)  # micro-batches write to variables: one after the other
-            reduce: AllReduce | CanonicalTree = AllReduce(communicator, micro_batch_size, True)
-            if lanes:
-                reduce = CanonicalTree(communicator, micro_batch_size, lanes)
-            self._pieces = MicroBatches(own, self._rules, reduce, bitwise)
+            self._pieces = MicroBatches(own, self._rules, communicator, options)
             self.traced = own.update.traced
             returned = self.traced.structured_outputs[0]
         if self.log_names:
             self.logged = returned
-
-    def micro_batches(self, batch_rows: int) -> int:
-        """Micro-batches of a step, where the graph is made for their number."""
-        return 0 if self._size is None else -(-batch_rows // self._size)
 
     def __call__(
         self, count: int, rows: list[Tensor], start: Tensor, batch_rows: Tensor, asked: Tensor
@@ -108,7 +91,7 @@ class OwnSharedStep:
         returned, own_finite, all_flags = make(count, rows, start, batch_rows, asked)
         loss = self._names.index("loss") if "loss" in self._names else None
         finite = tf.constant(True)
-        if self._stop_on_nan:
+        if self._options.stop_on_nan:
             finite = tf.equal(all_flags[1], 0)
             if loss is not None:
                 finite &= tf.reduce_all(tf.math.is_finite(tf.cast(returned[loss], tf.float32)))
@@ -157,7 +140,8 @@ class OwnSharedStep:
         return returned, tf.equal(own_flags[1], 0), all_flags
 
     def _step(self, rows: list[Tensor]) -> list[Tensor]:
-        logs, self._are_metrics = keras_step(self._model, self._signature, self._training, rows)
+        training = self._options.training
+        logs, self._are_metrics = keras_step(self._model, self._signature, training, rows)
         self._names = list(logs)
         return list(logs.values())
 

@@ -15,7 +15,7 @@ from ddp_gd.comm.single import SingleCommunicator
 from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
-from ddp_gd.steps.rules import Rules
+from ddp_gd.steps.rules import Options, Rules
 
 Tensor = Any
 
@@ -42,21 +42,19 @@ class Comparison:
         model: compiled and built.
         communicator: the workers.
         signature: structure, dtypes and shapes of the rows.
-        in_pieces: whether a step has micro-batches, which don't wait for other workers.
-        training: False for evaluation.
-        bitwise: whether graphs are to be the same at any number of workers.
+        options: how steps are to be made.
         rows: the same on every worker.
     """
 
     model: keras.Model
     communicator: Communicator
     signature: Signature
-    in_pieces: bool
-    training: bool
-    bitwise: bool
+    options: Options
     rows: list[Tensor]
 
     def __post_init__(self) -> None:
+        # Whether a step has micro-batches, which don't wait for other workers.
+        self.in_pieces = self.options.micro_batch_size is not None
         self.count = len(self.rows[0])
         self._start, self._stop = block(self.count, self.communicator.size, self.communicator.rank)
         layers = keras_private.layers(self.model)
@@ -70,9 +68,9 @@ class Comparison:
                 self.signature,
                 None if self.in_pieces else self.communicator,
                 rules,
-                training=self.training,
+                training=self.options.training,
             ),
-            isolated=self.bitwise,
+            isolated=self.options.bitwise_lanes > 0,
         )
 
     def look(self, step: Traced, attempt: int = 0) -> list[Look]:
@@ -152,7 +150,12 @@ class Comparison:
     def _trace(self, together: Communicator | None, rules: Rules, moments: Any = None) -> Traced:
         return trace(
             lambda: MicroBatch(
-                self.model, self.signature, together, rules, training=self.training, moments=moments
+                self.model,
+                self.signature,
+                together,
+                rules,
+                training=self.options.training,
+                moments=moments,
             )
         )
 
