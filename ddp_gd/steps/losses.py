@@ -127,20 +127,18 @@ class CompiledLosses:
                     parts.append(tf.cast(row_share, met[0].values.dtype) * met[0].values[index])
                     return parts[-1]
                 value = _of_all_rows(loss, y_true, y_pred, weight, meeting)
-                # Once over all workers, but with the gradient by this worker's own rows.
-                value += tf.stop_gradient(tf.cast(row_share - 1, value.dtype) * value)
                 self._require_scalar(loss, value)
-                parts.append(value)
-                return value
+                # Once over all workers, but with the gradient by this worker's own rows.
+                parts.append(value + tf.stop_gradient(tf.cast(row_share - 1, value.dtype) * value))
+                return parts[-1]
             of_rows.append(values)
             value = loss(y_true, y_pred, weight)
             self._require_scalar(loss, value)
             if loss.reduction != "sum":
                 own = self._denominator(loss, y_true, y_pred, weight)
                 counted.append(own is not None)
-                fraction = row_share
-                if own is not None:
-                    fraction = tf.math.divide_no_nan(own, totals[index])
+                whole = totals[index]
+                fraction = row_share if own is None else tf.math.divide_no_nan(own, whole)
                 value *= tf.cast(fraction, value.dtype)
             parts.append(value)
             return value

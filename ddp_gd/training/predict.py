@@ -17,7 +17,7 @@ from ddp_gd.job import bitwise, runtime
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import BatchHooks
-from ddp_gd.training.inputs import open_inputs
+from ddp_gd.training.inputs import Inputs, StreamInputs, open_inputs
 
 _BYTES_PER_EXCHANGE = 2**28
 
@@ -73,25 +73,8 @@ def predict(
     replicas.synchronize(communicator, model, with_optimizer=False)
 
     hooks = Hooks(communicator, model, callbacks, verbose, 1, inputs.steps, "predict")
-    looks = agree.any_worker(communicator, hooks.every > 0)
     computed = _Computed(model, forward, hooks)
-    communicator.attendance.where = "a prediction"
-    numbers: list[int] = []
-    error: BaseException | None = None
-    try:
-        for number, leaves in inputs.own(lambda: computed.stopped):
-            if not computed.stopped:
-                computed.add(leaves)
-                numbers.append(number)
-    except (Exception, SystemExit) as found:  # of its reader
-        error = found
-    agree.raise_together(communicator, computed.error or error)
-    computed.end()
-    if looks:  # one that stopped leaves out what the others have after it
-        ends = [numbers[-1] + 1 if computed.stopped else sys.maxsize]
-        end = min(end for (end,) in agree.gather_json(communicator, ends))
-        numbers = [number for number in numbers if number < end]
-        computed.cut(len(numbers))
+    numbers = _compute(communicator, inputs, computed, hooks.every > 0)
     joined = _join(communicator, computed.outputs, numbers)
     return tf.nest.pack_sequence_as(forward.structured_outputs, joined)
 
@@ -155,6 +138,31 @@ class _Computed:
             np.concatenate(list(map(np.atleast_1d, of_leaf[first:]))) for of_leaf in self.outputs
         ]
         return {"outputs": tf.nest.pack_sequence_as(self._forward.structured_outputs, joined)}
+
+
+def _compute(
+    communicator: Communicator, inputs: Inputs | StreamInputs, computed: _Computed, looks: bool
+) -> list[int]:
+    """Compute this worker's mini-batches; return their numbers. Collective."""
+    looks = agree.any_worker(communicator, looks)
+    communicator.attendance.where = "a prediction"
+    numbers: list[int] = []
+    error: BaseException | None = None
+    try:
+        for number, leaves in inputs.own(lambda: computed.stopped):
+            if not computed.stopped:
+                computed.add(leaves)
+                numbers.append(number)
+    except (Exception, SystemExit) as found:  # of its reader
+        error = found
+    agree.raise_together(communicator, computed.error or error)
+    computed.end()
+    if looks:  # one that stopped leaves out what the others have after it
+        ends = [numbers[-1] + 1 if computed.stopped else sys.maxsize]
+        end = min(end for (end,) in agree.gather_json(communicator, ends))
+        numbers = [number for number in numbers if number < end]
+        computed.cut(len(numbers))
+    return numbers
 
 
 def _forward(model: keras.Model, signature: Signature) -> Any:
