@@ -23,7 +23,7 @@ def test_a_small_benchmark(tmp_path: Path) -> None:
     """Every contender makes Keras's updates, and table, picture and numbers are written."""
     command = [sys.executable, "-m", "benchmarks.bench", "--out", str(tmp_path)]
     command += ["--rounds", "1", "--steps", "16", "--workloads", "linear"]
-    contenders = {"bitwise_2", "horovod_tuned"}
+    contenders = {"keras", "bitwise_2", "horovod_tuned"}
     command += ["--contenders", *contenders]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=900, check=False

@@ -148,9 +148,9 @@ OPTIMIZERS = {
     "rmsprop": lambda: keras.optimizers.RMSprop(0.003),
     "adamw": lambda: keras.optimizers.AdamW(0.01, global_clipnorm=0.5),
 }
-# (global batch size, micro-batch size, epochs): at least 50 steps, sizes that divide nothing, more
+# (global batch size, micro-batch size, epochs): at least 10 steps, sizes that divide nothing, more
 # micro-batches than are written out one by one, a batch smaller than the number of workers.
-BATCHES = [(50, None, 14), (37, 4, 10), (150, 4, 26), (3, 2, 1)]
+BATCHES = [(50, None, 4), (37, 4, 3), (150, 4, 6), (3, 2, 1)]
 
 
 def cases(which):

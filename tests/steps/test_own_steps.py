@@ -16,7 +16,7 @@ pytestmark = pytest.mark.jobs
     ("np", "backend", "names"),
     [
         (1, "single", ["gan", "vae", "loops"]),
-        (2, "auto", []),
+        (2, "auto", ["gan", "vae", "compiled_parts", "summed", "simclr", "numpy_noise", "loops"]),
     ],
 )
 def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
@@ -37,7 +37,7 @@ def test_two_updates_in_bitwise_mode() -> None:
     More steps and workers are in tests/cluster.
     """
     found = []
-    for np, launcher, backend in ((1, "python", "single"), (3, "mpirun", "mpi")):
+    for np, launcher, backend in ((1, "python", "single"), (2, "mpirun", "mpi")):
         argv = ["-m", "programs.own_steps", f"{backend},bitwise", "2", "gan_without_statistics"]
         job = jobs.run_job(np, argv, launcher)
         assert job.returncode == 0, job.stdout + job.stderr

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.jobs
     [
         (1, ["single", "0", "0:7"]),
         (1, ["single", "3", "1:8"]),
-        (2, ["auto", "0", "2:4"]),
+        (2, ["auto", "0", "2:6"]),
         (3, ["mpi", "0", "2:18"]),
-        (2, ["auto,bitwise", "0", "1:13"]),
+        (2, ["auto,bitwise", "0", "1:15"]),
     ],
     ids=["whole", "pieces", "two", "three", "bitwise"],
 )

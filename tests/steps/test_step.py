@@ -26,7 +26,7 @@ def _with_keras(name: str) -> Outcome:
     return compare.train(name, with_keras=True)
 
 
-@pytest.mark.parametrize("name", [n for n in SHORT if n not in ONE_PIECE][::2])
+@pytest.mark.parametrize("name", [n for n in SHORT if n not in ONE_PIECE][::3])
 def test_micro_batches_train_as_keras_does(name: str) -> None:
     """Computed in pieces of 3 rows, the last ones smaller, a training is still Keras's."""
     assert compare.differences(_with_keras(name), compare.train(name, micro_batch_size=3)) == []
