@@ -272,10 +272,10 @@ def _content(array: Tensor) -> bytes | memoryview:
 
 
 def _parsed(args: tuple, kwargs: dict[str, Any]) -> _Call:
-    structure = (args, kwargs)
+    structure = tf.nest.map_structure(lambda _: None, (args, kwargs))  # of what, not with what
     arrays: list[Tensor] = []
     others: dict[int, Any] = {}
-    for number, value in enumerate(tf.nest.flatten(structure)):
+    for number, value in enumerate(tf.nest.flatten((args, kwargs))):
         if isinstance(value, (tf.Tensor, np.ndarray, np.generic)) or hasattr(value, "__array__"):
             arrays.append(tf.convert_to_tensor(value))
         else:

@@ -155,6 +155,27 @@ def test_a_size_that_cant_be_used_is_refused(size: Any) -> None:
         ddp_gd.step(micro_batch_size=size)
 
 
+def test_mini_batches_of_one_kind_are_traced_once() -> None:
+    """Whatever numbers they hold, and however many rows."""
+    weight, optimizer = keras.Variable([1.0]), keras.optimizers.SGD(0.1)
+    traced = 0
+
+    @ddp_gd.step(micro_batch_size=2)
+    def step(x: Any) -> Any:
+        nonlocal traced
+        traced += 1
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(x * weight)
+        optimizer.apply(tape.gradient(loss, [weight]), [weight])
+        return loss
+
+    step(np.ones((4, 1), "float32"))
+    before = traced
+    for rows in (4, 5, 7):
+        step(np.full((rows, 1), rows, "float32"))
+    assert traced == before
+
+
 def test_what_values_are_computed_from() -> None:
     """Sources go through operations, variables that are written and read, branches; in order."""
     variable, other, third = (tf.Variable(1.0) for _ in range(3))
