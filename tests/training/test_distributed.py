@@ -49,11 +49,11 @@ def _run(np: int, launcher: str, *argv: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize(
     ("np", "launcher", "backend", "cases"),
     [
-        (2, "mpirun", "auto", [*CASES, *TRAININGS[1::4]]),
-        (3, "mpirun", "auto", [*FEW[1:4], *TRAININGS[7:9]]),
-        (2, "mpirun", "mpi", [*FEW[:2], "training_lstm_masked_adam"]),
+        (2, "mpirun", "auto", [*CASES[::2], *TRAININGS[1::5]]),
+        (3, "mpirun", "auto", [*FEW[1:4], TRAININGS[7]]),
+        (2, "mpirun", "mpi", [FEW[0], "training_lstm_masked_adam"]),
         # In pieces, on other threads and in another order, but the same update.
-        (2, "mpirun", "auto,bitwise", [*FEW[:2], *TRAININGS[1::5]]),
+        (2, "mpirun", "auto,bitwise", [FEW[4], *TRAININGS[3::5]]),
     ],
 )
 def test_a_job_trains_as_keras_does(np: int, launcher: str, backend: str, cases: list[str]) -> None:
@@ -63,7 +63,7 @@ def test_a_job_trains_as_keras_does(np: int, launcher: str, backend: str, cases:
     assert f"compared {len(cases) + 1} cases at {np} workers" in job.stdout
 
 
-@pytest.mark.parametrize(("np", "launcher", "backend"), [(3, "mpirun", "horovod")])
+@pytest.mark.parametrize(("np", "launcher", "backend"), [(2, "mpirun", "horovod")])
 def test_a_job_behaves(np: int, launcher: str, backend: str, tmp_path: Path) -> None:
     """Callbacks, files, stops, refusals and repeats are those of one training, not of several."""
     job = _run(np, launcher, "programs.behaviour", backend, str(tmp_path))
@@ -106,7 +106,7 @@ def test_data_sets_and_predictions_in_a_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("np", "backend", "cases"),
-    [(3, "auto", []), (2, "mpi", ["generator", "pipeline", "items", "padded"])],
+    [(3, "auto", []), (2, "mpi", ["generator", "padded"])],
 )
 def test_streams_train_as_in_keras(np: int, backend: str, cases: list[str]) -> None:
     """Whoever reads them, of whatever length and shape, weights and History are Keras's."""
