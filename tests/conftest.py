@@ -49,6 +49,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("others use this machine, so seconds say nothing")
 
 
+# A file's tests stay together, so one that takes minutes begins first: else the last one is alone.
+LONGEST = ("test_distributed.py", "test_bitwise.py", "test_own_steps.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_collection_finish():
     """Leave what is imported by now to no garbage collection: see `programs/cases.py`."""
     gc.freeze()
