@@ -24,8 +24,8 @@ _LINE = b"-" * 74 + b"\n"
 _NOTICE = re.compile(
     _LINE + rb"(?:Primary job +terminated normally|mpirun detected that one or more|"
     rb"mpirun noticed that process rank [^\n]+ exited on signal 10 )"  # SIGUSR1: as it was asked to
-    rb"(?:(?!-{74}).)*" + _LINE,
-    re.DOTALL,
+    rb"(?:(?!-{74}).)*" + _LINE + rb"|^mpirun: Forwarding signal \d+ to job\n",
+    re.DOTALL | re.MULTILINE,
 )
 _SECONDS_OF_A_NOTICE = 0.2
 
