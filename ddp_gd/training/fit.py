@@ -198,8 +198,16 @@ def _train(
         folder = Path(checkpoint.directory)
     with audits.left_in(folder), closing(source), closing(validation_source or source):
         Epochs(
-            *(communicator, model, hooks, loop, validation_loop, validation_freq),
-            *(settings["check_every"], checkpoint, saver, saved),
+            communicator=communicator,
+            model=model,
+            hooks=hooks,
+            loop=loop,
+            validation_loop=validation_loop,
+            validation_freq=validation_freq,
+            check_every=settings["check_every"],
+            checkpoint=checkpoint,
+            saver=saver,
+            saved=saved,
         ).run(settings["initial_epoch"], settings["epochs"])
 
 

@@ -21,6 +21,7 @@ from ddp_gd.steps import graph
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep
 from ddp_gd.steps.own.points import InPasses
 from ddp_gd.steps.own.trial import PiecesTrial, Trial, rows_of
+from ddp_gd.steps.rows import statistics
 
 Tensor = Any
 # What is the same on all workers or a mean over rows, or a sum, is found out; these are tried.
@@ -110,5 +111,4 @@ class _NoStatistics:
     ) -> tuple[Tensor, Tensor]:
         """The mean and variance of numbers that need no normalising."""
         self.used = True
-        channels = tf.reduce_sum(inputs[:1], axes)
-        return tf.zeros_like(channels), tf.ones_like(channels)
+        return statistics.neutral(inputs, mask, axes)

@@ -1,7 +1,6 @@
 """Some rows of a global mini-batch, computed whole and in pieces."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -15,6 +14,7 @@ from ddp_gd.comm.single import SingleCommunicator
 from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
+from ddp_gd.steps.rows import statistics
 from ddp_gd.steps.rules import Options, Rules
 
 Tensor = Any
@@ -140,7 +140,7 @@ class Comparison:
             if not self._normalises:
                 return step, step
             # Micro-batches normalise by statistics of their own, on purpose: here by none.
-            both = self._trace(None, step.micro_batch.rules, _no_statistics)
+            both = self._trace(None, step.micro_batch.rules, statistics.neutral)
             return both, both
         if all(COLLECTIVE not in operation.name for operation in graph.operations(step.function)):
             return step, step
@@ -206,7 +206,7 @@ class Comparison:
 
     def layer_outputs(self, rules: Rules) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """What each layer gives for this worker's rows: its name, with all rows, and with some."""
-        moments = _no_statistics if self.in_pieces else None
+        moments = statistics.neutral if self.in_pieces else None
         whole = None if self.in_pieces else SingleCommunicator()
         piece = None if self.in_pieces else self.communicator
         some = self._stop - self._start
@@ -238,13 +238,6 @@ def _evidence(traced: Traced, *given: Any) -> Evidence:
 
 def _arrays(evidence: Evidence) -> Evidence:
     return Evidence(*[[t.numpy() for t in tensors] for tensors in evidence])
-
-
-def _no_statistics(
-    inputs: Tensor, mask: Tensor | None, axes: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    channels = tf.reduce_sum(inputs[:1], axes)
-    return tf.zeros_like(channels), tf.ones_like(channels)
 
 
 def _at_least_one(rows: Tensor) -> Tensor:

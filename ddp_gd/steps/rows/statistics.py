@@ -18,6 +18,12 @@ from ddp_gd.comm.base import Communicator
 Tensor = Any
 
 
+def neutral(inputs: Tensor, mask: Tensor | None, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The mean and variance of numbers that need no normalising: they depend on no row."""
+    channels = tf.reduce_sum(inputs[:1], axes)
+    return tf.zeros_like(channels), tf.ones_like(channels)
+
+
 def moments(
     communicator: Communicator, count: Tensor, x: Tensor, mask: Tensor | None, axes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
