@@ -94,7 +94,8 @@ def collective(
         try:
             return function(*args, **kwargs)
         except (Exception, SystemExit) as error:
-            attendance.error = "".join(traceback.format_exception(error))
+            if isinstance(error, Exception):
+                attendance.error = "".join(traceback.format_exception(error))
             attendance.errors += 1
             raise
 

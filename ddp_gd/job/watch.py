@@ -129,7 +129,8 @@ class Watch:
                 return
             if self._peers.saying(SPEAKING):
                 time.sleep(2 * TICK)  # it says why
-                if self._peers.with_fewer_errors(self._attendance.errors):
+                seen = self._peers.with_fewer_errors(self._attendance.errors)
+                if seen and self._attendance.error:
                     time.sleep(2 * TICK)  # first
                     self._say(f"what rank {self._rank} caught:\n{self._attendance.error}")
                 self._end(1)
