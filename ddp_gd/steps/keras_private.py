@@ -64,7 +64,17 @@ def sublayers(layer: keras.Layer) -> list[Any]:
 
 def own_state(layer: keras.Layer) -> list[Any]:
     """The non-trainable variables and seeds that a layer itself owns."""
-    return [*layer._non_trainable_variables, *(g.state for g in layer._seed_generators)]
+    return [*layer._non_trainable_variables, *seeds(layer)]
+
+
+def seeds(layer: keras.Layer) -> list[Any]:
+    """The states of the generators that a layer draws from."""
+    return [generator.state for generator in layer._seed_generators]
+
+
+def compile_config(model: keras.Model) -> Any:
+    """What `compile` was called with; a new object each time."""
+    return model._compile_config
 
 
 def global_seed(make: bool = False) -> Any:

@@ -87,7 +87,7 @@ class Steps:
         else:
             self._step = SharedStep(model, communicator, signature, sample, options)
         self.traced, self.log_names = self._step.traced, self._step.log_names
-        self._runs: dict[int, Any] = {}
+        self._runs: dict[tuple[int, int], Any] = {}
 
     @property
     def changed(self) -> list[Any]:
@@ -112,14 +112,17 @@ class Steps:
             rows,
             *map(tf.convert_to_tensor, (shares.offsets, shares.batch_rows, shares.starts)),
         )
+        audited = 0
         if again is not None:
-            places = tf.TensorSpec([None, again.places.shape[1]], tf.bool)
+            audited = again.places.shape[1]
+            places = tf.TensorSpec([None, audited], tf.bool)
             specs += (places, numbers, numbers, numbers, self._signature.specs)
             integers = (again.places, again.numbers, again.offsets, again.row_offsets)
             given += (*map(tf.convert_to_tensor, integers), again.leaves)
-        if count not in self._runs:
-            self._runs[count] = graph.inlined(functools.partial(self._run, count), *specs)
-        return self._runs[count](*given)
+        kind = count, audited
+        if kind not in self._runs:
+            self._runs[kind] = graph.inlined(functools.partial(self._run, count), *specs)
+        return self._runs[kind](*given)
 
     def same_graph(self, batch_rows: int, other: int) -> bool:
         """Tell whether steps of so many rows can be made in one call of `run`."""

@@ -49,6 +49,8 @@ class Hooks:
             execute at once; 0 where none does.
         own: the user's, all of them, in the order given.
         summaries: where `tf.summary` in the model writes to.
+        measure: whether graphs are to be traced for what measures them, or writes of them, on some
+            worker.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Hooks:
         self._may_stop = agree.any_worker(communicator, _has_batch_hooks(everywhere, verb))
         looks = self._may_stop or _has_batch_hooks(self.callbacks.callbacks, verb)
         self.every = int(model.steps_per_execution) if looks else 0
+        instruments = any(isinstance(c, Instrument) for c in self.callbacks.callbacks)
+        self.measure = agree.any_worker(communicator, instruments or self.summaries.wanted)
 
     def attach(self, loop: Loop) -> None:
         """Show the callbacks that are instruments the loop that they are about to measure."""

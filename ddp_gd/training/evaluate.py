@@ -60,7 +60,9 @@ def evaluate(
     hooks = Hooks(communicator, model, callbacks, verbose, epochs=1, steps=source.steps)
     stop_on_nan = not hooks.deal_with_nan()
     with hooks.summaries.tracing(training=False):
-        loop = open_loop(communicator, model, source, stop_on_nan, training=False)
+        loop = open_loop(
+            communicator, model, source, stop_on_nan, training=False, fresh=hooks.measure
+        )
     with closing(source):
         logs, _ = evaluation(model, loop, hooks, "an evaluation", Interrupts(active=False))
     return logs if return_dict else keras_private.in_order(model, logs)

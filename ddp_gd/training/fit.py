@@ -183,12 +183,19 @@ def _train(
     stop_on_nan = settings["terminate_on_nan"] and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
     with hooks.summaries.tracing(training=True):
-        loop = open_loop(communicator, model, source, stop_on_nan, training=True)
+        loop = open_loop(
+            communicator, model, source, stop_on_nan, training=True, fresh=hooks.measure
+        )
     validation_loop = None
     if validation_source is not None:
         with hooks.summaries.tracing(training=False):
             validation_loop = open_loop(
-                communicator, model, validation_source, stop_on_nan, training=False
+                communicator,
+                model,
+                validation_source,
+                stop_on_nan,
+                training=False,
+                fresh=hooks.measure,
             )
     hooks.attach(loop)
     source.marks = checkpoint is not None

@@ -15,7 +15,7 @@ from ddp_gd.job import runtime, threads
 from ddp_gd.steps import keras_private
 from ddp_gd.steps.rules import Options
 from ddp_gd.steps.step import Steps
-from ddp_gd.training import audit
+from ddp_gd.training import audit, kept
 
 # A call into TensorFlow can't be interrupted and shows no progress: it should take about this long,
 # so that a progress bar moves at least twice a second and Ctrl-C works.
@@ -216,10 +216,19 @@ def open_loop(
     stop_on_nan: bool = True,
     *,
     training: bool,
+    fresh: bool,
 ) -> Loop:
-    """Compile the model's steps for the rows of `source`. Collective.
+    """Compile the model's steps for the rows of `source`, unless they are. Collective.
 
     The model's variables must be the same on every worker.
+
+    Args:
+        communicator: the workers.
+        model: compiled and built.
+        source: of the rows.
+        stop_on_nan: stop after a step whose loss or gradient isn't finite.
+        training: or evaluation.
+        fresh: compile them in any case, and keep them for no other call.
 
     Raises:
         ModelError: the model can't be trained like this.
@@ -231,17 +240,18 @@ def open_loop(
             "into it, use model.fit on one worker.",
             stacklevel=5,
         )
-    steps = Steps(
-        model,
-        communicator,
-        source.signature,
-        source.sample(),
-        Options(
-            training,
-            source.micro_batch_size,
-            source.has_empty_shares(communicator.size),
-            threads.inter_op_threads() if runtime.is_bitwise() else 0,
-            stop_on_nan,
-        ),
+    options = Options(
+        training,
+        source.micro_batch_size,
+        source.has_empty_shares(communicator.size),
+        threads.inter_op_threads() if runtime.is_bitwise() else 0,
+        stop_on_nan,
     )
+
+    def make() -> Steps:
+        return Steps(model, communicator, source.signature, source.sample(), options)
+
+    if fresh:
+        return Loop(make(), source, communicator)
+    steps = kept.steps_of(communicator, model, source.signature, options, make)
     return Loop(steps, source, communicator)

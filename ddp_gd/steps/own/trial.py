@@ -16,7 +16,7 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran
 from ddp_gd.steps.own.points import InPasses
-from ddp_gd.steps.proof.rounding import close, few
+from ddp_gd.steps.proof.rounding import ROUNDINGS, TO_THE_SIDE, accepted, close, factors, few
 
 Tensor = Any
 
@@ -41,6 +41,7 @@ class _Look(NamedTuple):
     before: list[np.ndarray]
     whole: _After
     moved: _After  # the whole, with weights moved by some roundings
+    again: _After  # the whole once more
     share: _After
     same: list[bool]  # of each variable: whether it is the same on all workers afterwards
 
@@ -84,11 +85,22 @@ class Trial:
         try:
             self._run_whole()  # so that no state begins at zero
             began = [v.numpy() for v in variables]
-            looks = [self._look(began, scale) for scale in (1, 3)]
+            return accepted(
+                self._communicator,
+                lambda attempt: self._judged(
+                    tried, [self._look(began, scale, attempt) for scale in (1, 3)]
+                ),
+            )
         finally:
             _restore(variables, first)
+
+    def _judged(self, tried: OwnRules, looks: list[_Look]) -> OwnRules:
+        for look in looks:
+            _require_same_again(look.whole.ran.returned, look.again.ran.returned)
         self._require_gradients(looks)
-        kinds = self._chosen([self._kinds_of_variable(n, looks) for n in range(len(variables))])
+        kinds = self._chosen(
+            [self._kinds_of_variable(n, looks) for n in range(len(self._step.variables))]
+        )
         mean = {n for n, kind in enumerate(kinds) if kind == "mean"}
         summed = {n for n, kind in enumerate(kinds) if kind == "sum"}
         rows = frozenset(
@@ -96,35 +108,31 @@ class Trial:
         )
         return dataclasses.replace(tried, mean=frozenset(mean), summed=frozenset(summed), rows=rows)
 
-    def _look(self, began: list[np.ndarray], scale: int) -> _Look:
+    def _look(self, began: list[np.ndarray], scale: int, attempt: int) -> _Look:
         variables = self._step.variables
         weights = {id(_variable(w)) for w in self._whole.returned.weights}
         is_weight = [id(v) in weights and v.dtype.is_floating for v in variables]
+
+        def moved(values: list[np.ndarray], part: float, seed: int) -> list[np.ndarray]:
+            return [
+                value * factors(value.shape, part, seed).astype(value.dtype) if weight else value
+                for value, weight in zip(values, is_weight, strict=True)
+            ]
+
         before = [scale * b if w else b for b, w in zip(began, is_weight, strict=True)]
-        signs = np.random.default_rng(0)
-        moved = [
-            b * (1 + 2.0**-21 * signs.choice([-1.0, 1.0], b.shape)).astype(b.dtype) if w else b
-            for b, w in zip(before, is_weight, strict=True)
-        ]
+        if attempt:
+            before = moved(before, TO_THE_SIDE, attempt)
         found = []
         for run, values in (
             (self._run_whole, before),
-            (self._run_whole, moved),
+            (self._run_whole, moved(before, ROUNDINGS * 2.0**-23, 0)),
             (self._run_whole, before),
             (self._run_parts, before),
         ):
             _restore(variables, values)
             found.append(run())
         one, other, again, share = found
-        for a, b in zip(one.ran.returned, again.ran.returned, strict=True):
-            if np.shape(a) != np.shape(b) or not close(b, a, a):
-                raise ModelError(
-                    f"The step returns {few(a)} once and {few(b)} another time for the same rows "
-                    "and the same state of all variables: something in it draws from a generator "
-                    "of its own. Draw with keras.random and a keras.random.SeedGenerator, or train "
-                    "on one worker."
-                )
-        return _Look(before, one, other, share, self._same(share))
+        return _Look(before, one, other, again, share, self._same(share))
 
     def _same(self, share: _After) -> list[bool]:
         """Which variables are the same on all workers."""
@@ -147,7 +155,7 @@ class Trial:
         return _After(ran, [v.numpy() for v in self._step.variables])
 
     def _require_gradients(self, looks: list[_Look]) -> None:
-        for _, whole, moved, share, _ in looks:
+        for _, whole, moved, _, share, _ in looks:
             gradients = whole.ran.gradients
             largest = max((float(np.abs(g).max(initial=0)) for g in gradients), default=0)
             for weight, wanted, near, found in zip(
@@ -190,7 +198,7 @@ class Trial:
         """What may become of it: the same on all workers, a mean over rows, or a sum."""
         kinds = {"same", "mean", "sum"}
         of_metric = bool(self._metric_of(number))
-        for before, whole, moved, share, same in looks:
+        for before, whole, moved, _, share, same in looks:
             was, wanted, near = (a[number] for a in (before, whole.values, moved.values))
             if not same[number] or not _alike(share.values[number], wanted, was):
                 kinds.discard("same")
@@ -211,7 +219,7 @@ class Trial:
                 kinds.discard("mean")
         if not kinds:
             name = self._names.get(id(self._step.variables[number]))
-            before, whole, _, share, _ = looks[0]
+            before, whole, _, _, share, _ = looks[0]
             values = self._every(number, share.values[number])
             raise ModelError(
                 f"The variable {name or self._step.variables[number].name!r} becomes "
@@ -334,6 +342,18 @@ class PiecesTrial(Trial):
 
     def _gathered(self, value: Any) -> np.ndarray:
         return np.stack(value if isinstance(value, list) else [value] * len(self._parts))
+
+
+def _require_same_again(returned: list[Any], again: list[Any]) -> None:
+    """Refuse a step that computes something else for the same rows each time."""
+    for a, b in zip(returned, again, strict=True):
+        if np.shape(a) != np.shape(b) or not close(b, a, a):
+            raise ModelError(
+                f"The step returns {few(a)} once and {few(b)} another time for the same rows and "
+                "the same state of all variables: something in it draws from a generator of its "
+                "own. Draw with keras.random and a keras.random.SeedGenerator, or train on one "
+                "worker."
+            )
 
 
 def _sum(values: list[Tensor], axis: int) -> Tensor:

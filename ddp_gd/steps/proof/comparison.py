@@ -14,13 +14,11 @@ from ddp_gd.comm.single import SingleCommunicator
 from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
+from ddp_gd.steps.proof.rounding import ROUNDINGS, TO_THE_SIDE, factors
 from ddp_gd.steps.rows import statistics
 from ddp_gd.steps.rules import Options, Rules
 
 Tensor = Any
-
-# Weights are moved by so many: more than pieces differ by, so that as many numbers cross a kink.
-_ROUNDINGS = 32
 
 
 class Look(NamedTuple):
@@ -91,14 +89,14 @@ class Comparison:
             state = [scale * v for v in own.weights_of(own.read())]
             others = own.read()[len(state) :]
             if attempt:
-                state = [self._moved(v, attempt, 2.0**-8) for v in state]
+                state = [self._moved(v, attempt, TO_THE_SIDE) for v in state]
             whole_rows = (self.rows, 0, self.count, self.count)
             total, met = of_whole.totals(state + others, self.rows, self.count)
             one = _evidence(of_whole, state + others, *whole_rows, total, zeros, met)
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
             again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
-            moved = [self._moved(v, 0, _ROUNDINGS * self.epsilon) for v in state] + others
+            moved = [self._moved(v, 0, ROUNDINGS * self.epsilon) for v in state] + others
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
@@ -131,8 +129,7 @@ class Comparison:
         """A weight, moved up or down by a part of it."""
         if not weight.dtype.is_floating:
             return weight
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], weight.shape)
-        return weight * tf.cast(1 + part * signs, weight.dtype)
+        return weight * tf.cast(factors(weight.shape, part, seed), weight.dtype)
 
     def _both(self, step: Traced) -> tuple[Traced, Traced]:
         """What computes the whole, and what computes a piece."""

@@ -14,17 +14,14 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from ddp_gd.comm import agree
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import keras_private
 from ddp_gd.steps.losses import RowsMeet
 from ddp_gd.steps.micro_batch import Traced
 from ddp_gd.steps.proof.comparison import Comparison, Look
-from ddp_gd.steps.proof.rounding import close, few
+from ddp_gd.steps.proof.rounding import accepted, close, few
 from ddp_gd.steps.rules import Rules
 from ddp_gd.steps.state import other_variables
-
-_ATTEMPTS = 3
 
 _REMEDY = (
     "Compute it of each row alone, or, on several workers, of the rows that ddp_gd.gather_rows "
@@ -61,29 +58,16 @@ def prove(comparison: Comparison) -> tuple[Rules, Traced]:
 
 
 def _judged(comparison: Comparison, step: Traced, rules: Rules) -> Rules:
-    """The rules by which the pieces make up the whole; the same where these do.
+    """The rules by which the pieces make up the whole; the same where these do."""
 
-    Rounding may carry a number over a step (the kink of a ReLU, the class that is counted), and be
-    far from what it was. What is wrong is so with weights a little to the side, too.
+    def attempt(number: int) -> Rules:
+        judge = _Judge(comparison, comparison.look(step, number))
+        better = judge.better(rules)
+        if better == rules:
+            judge.require_gradients()
+        return better
 
-    Raises:
-        ModelError: none does, with any weights.
-    """
-    for attempt in range(_ATTEMPTS):
-        refusal = None
-        judge = _Judge(comparison, comparison.look(step, attempt))
-        try:
-            better = judge.better(rules)
-            if better == rules:
-                judge.require_gradients()
-        except ModelError as error:
-            refusal = error
-        # Looks are collective, and processors of other kinds may see another rounding.
-        if not agree.any_worker(comparison.communicator, refusal is not None):
-            return better
-    raise refusal or ModelError(
-        "Another worker finds that what shares compute of the model isn't the whole, and says why."
-    )
+    return accepted(comparison.communicator, attempt)
 
 
 class _Judge:
@@ -321,12 +305,11 @@ class _Judge:
 
 def _likely(comparison: Comparison) -> Rules:
     """Rules that fit most models, for a first look."""
-    if comparison.in_pieces:
-        return Rules()
-    # Moving averages of the statistics of all rows, and counters: the same on all workers.
-    state = other_variables(comparison.model)
-    floating = (v.path for v in state if tf.as_dtype(v.dtype).is_floating)
-    return Rules(same_state=frozenset(floating))
+    model = comparison.model
+    same = [v for layer in keras_private.layers(model) for v in keras_private.seeds(layer)]
+    if not comparison.in_pieces:  # moving averages of the statistics of all rows
+        same += [v for v in other_variables(model) if tf.as_dtype(v.dtype).is_floating]
+    return Rules(same_state=frozenset(v.path for v in same))
 
 
 def _mean(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
