@@ -69,6 +69,19 @@ def quietly() -> Iterator[None]:
         keeper.wait()
 
 
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Let nothing import these packages, unless they are loaded."""
+    missing = [name for name in packages if name not in sys.modules]
+    for name in missing:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's "not installed"
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
 def _flush() -> None:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be no stderr
         sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from jobs import command
+
+from ddp_gd import loading
 
 ROOT = Path(__file__).parents[1]
 LOAD = """
@@ -127,3 +130,11 @@ def test_a_study_is_as_quiet(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("2 trainings, 2 to do\n1/1  1 worker, "), done.stderr
     assert done.stderr == ""
+
+
+def test_packages_are_left_out_for_a_while() -> None:
+    """What a command doesn't use isn't imported with Keras, and can be imported afterwards."""
+    with loading.without("wave", "os"), pytest.raises(ImportError):
+        importlib.import_module("wave")
+    assert importlib.import_module("wave") is not None
+    assert sys.modules["os"] is os

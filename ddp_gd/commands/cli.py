@@ -16,7 +16,7 @@ import tyro
 from ddp_gd import settings
 from ddp_gd.comm.environment import launch
 from ddp_gd.errors import DdpGdError, exit_status
-from ddp_gd.loading import quietly
+from ddp_gd.loading import quietly, without
 
 Options = TypeVar("Options")
 
@@ -56,6 +56,10 @@ def start(config: type[Options], command: str, module: str) -> None:
                 raise
             print(f"ddp_gd: error: {translate(str(error), options)}", file=sys.stderr)
             sys.exit(exit_status(error))
+    # Keras imports both wherever they are installed: a second of each worker's start, for wrappers
+    # and pictures that no command uses.
+    with quietly(), without("sklearn", "matplotlib"):
+        importlib.import_module("keras")
     with quietly():
         run = importlib.import_module(module).run
     execute(run, options)

@@ -159,7 +159,7 @@ def cases(which):
         for place, optimizer in enumerate(OPTIMIZERS):
             for other, batch in enumerate(BATCHES):
                 few = place == number % len(OPTIMIZERS) and other == number % len(BATCHES)
-                few = few and model not in ("linear", "cnn")
+                few = few and model not in ("linear", "cnn", "two inputs, two outputs")
                 most = other == (number + place) % len(BATCHES)
                 one = few and number == 3
                 if {"one": one, "few": few, "most": most, "all": True}[which]:

@@ -104,14 +104,16 @@ def contrastive() -> Case:
 NETWORKS = (convolutional, augmented, sequences, spectral, penalised, contrastive)
 
 
-def main(mode: str, out: str) -> int:
-    """Train all of them, and return how many are not as in Keras."""
+def main(mode: str, out: str, *names: str) -> int:
+    """Train these, or all of them, and return how many are not as in Keras."""
     backend, _, bitwise = mode.partition(",")
     ddp_gd.init(backend, bitwise=bool(bitwise))
     options = {"batch_size": BATCH, "validation_split": 0.2}
     wrong, left = 0, {}
     for build in NETWORKS:
         name = build.__name__
+        if names and name not in names:
+            continue
         cases.CASES[name] = build
         actual = compare.train(name, **options)
         left[name] = [

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.jobs
     ("np", "backend", "names"),
     [
         (1, "single", ["gan", "vae", "loops"]),
-        (2, "auto", ["gan", "vae", "compiled_parts", "summed", "simclr", "numpy_noise", "loops"]),
+        (2, "auto", ["gan", "compiled_parts", "summed", "numpy_noise", "loops"]),
     ],
 )
 def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
