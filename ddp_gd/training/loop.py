@@ -216,7 +216,7 @@ def open_loop(
     stop_on_nan: bool = True,
     *,
     training: bool,
-    fresh: bool,
+    fresh: bool = True,
 ) -> Loop:
     """Compile the model's steps for the rows of `source`, unless they are. Collective.
 
