@@ -19,8 +19,9 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ModelError
 from ddp_gd.steps import graph
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep
+from ddp_gd.steps.own.pieces_trial import PiecesTrial
 from ddp_gd.steps.own.points import InPasses
-from ddp_gd.steps.own.trial import PiecesTrial, Trial, rows_of
+from ddp_gd.steps.own.trial import Trial, rows_of
 from ddp_gd.steps.rows import statistics
 
 Tensor = Any

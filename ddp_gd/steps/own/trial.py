@@ -1,4 +1,4 @@
-"""One try of a user's step: some rows, whole and on shares or micro-batches, compared."""
+"""One try of a user's step: some rows, whole and on shares, compared."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _REMEDY = (
 )
 
 
-class _After(NamedTuple):
+class After(NamedTuple):
     """What a run left."""
 
     ran: Ran
     values: list[np.ndarray]  # of the variables
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """The same rows, whole and on shares."""
 
     before: list[np.ndarray]
-    whole: _After
-    moved: _After  # the whole, with weights moved by some roundings
-    again: _After  # the whole once more
-    share: _After
+    whole: After
+    moved: After  # the whole, with weights moved by some roundings
+    again: After  # the whole once more
+    share: After
     same: list[bool]  # of each variable: whether it is the same on all workers afterwards
 
 
@@ -92,9 +92,9 @@ class Trial:
                 ),
             )
         finally:
-            _restore(variables, first)
+            restore(variables, first)
 
-    def _judged(self, tried: OwnRules, looks: list[_Look]) -> OwnRules:
+    def _judged(self, tried: OwnRules, looks: list[Look]) -> OwnRules:
         for look in looks:
             _require_same_again(look.whole.ran.returned, look.again.ran.returned)
         self._require_gradients(looks)
@@ -108,7 +108,7 @@ class Trial:
         )
         return dataclasses.replace(tried, mean=frozenset(mean), summed=frozenset(summed), rows=rows)
 
-    def _look(self, began: list[np.ndarray], scale: int, attempt: int) -> _Look:
+    def _look(self, began: list[np.ndarray], scale: int, attempt: int) -> Look:
         variables = self._step.variables
         weights = {id(_variable(w)) for w in self._whole.returned.weights}
         is_weight = [id(v) in weights and v.dtype.is_floating for v in variables]
@@ -129,32 +129,32 @@ class Trial:
             (self._run_whole, before),
             (self._run_parts, before),
         ):
-            _restore(variables, values)
+            restore(variables, values)
             found.append(run())
         one, other, again, share = found
-        return _Look(before, one, other, again, share, self._same(share))
+        return Look(before, one, other, again, share, self._same(share))
 
-    def _same(self, share: _After) -> list[bool]:
+    def _same(self, share: After) -> list[bool]:
         """Which variables are the same on all workers."""
         digests = [hashlib.sha256(value.tobytes()).digest() for value in share.values]
         own = tf.constant(np.frombuffer(b"".join(digests), np.uint8).reshape(1, -1, 32))
         every = self._communicator.allgather(own).numpy()  # (workers, variables, 32)
         return list((every == every[0]).all((0, 2)))
 
-    def _run_whole(self) -> _After:
+    def _run_whole(self) -> After:
         return self._after(self._whole.traced(self._rows, 0, self._count, self._count))
 
-    def _run_parts(self) -> _After:
+    def _run_parts(self) -> After:
         """Run the step on this worker's part."""
         assert isinstance(self._step, OwnStep)
         own = share_of_rows(self._rows, self._start, self._size)
         return self._after(self._step.traced(own, self._start, self._size, self._count))
 
-    def _after(self, found: Any) -> _After:
+    def _after(self, found: Any) -> After:
         ran = Ran(*tf.nest.map_structure(lambda t: t.numpy(), tuple(found)))
-        return _After(ran, [v.numpy() for v in self._step.variables])
+        return After(ran, [v.numpy() for v in self._step.variables])
 
-    def _require_gradients(self, looks: list[_Look]) -> None:
+    def _require_gradients(self, looks: list[Look]) -> None:
         for _, whole, moved, _, share, _ in looks:
             gradients = whole.ran.gradients
             largest = max((float(np.abs(g).max(initial=0)) for g in gradients), default=0)
@@ -190,19 +190,22 @@ class Trial:
         for number, own in enumerate(kinds):
             metric = self._metric_of(number)
             common = set.intersection(*(kinds[n] for n in metric)) if metric else own
-            order = ("sum", "mean", "same") if metric else ("same", "mean", "sum")
+            order = ["sum", "mean", "same"] if metric else ["same", "mean", "sum"]
+            if self._depends_on_rows(number):  # what changed nowhere, in these rows, may in others
+                order.sort(key=lambda kind: kind == "same")
             chosen.append(next(kind for kind in order if kind in (common or own)))
         return chosen
 
-    def _kinds_of_variable(self, number: int, looks: list[_Look]) -> set[str]:
+    def _kinds_of_variable(self, number: int, looks: list[Look]) -> set[str]:
         """What may become of it: the same on all workers, a mean over rows, or a sum."""
         kinds = {"same", "mean", "sum"}
         of_metric = bool(self._metric_of(number))
         for before, whole, moved, _, share, same in looks:
             was, wanted, near = (a[number] for a in (before, whole.values, moved.values))
-            if not same[number] or not _alike(share.values[number], wanted, was):
+            left = share.values[number]
+            if not same[number] or not _alike(self._in_the_end(number, left), wanted, was):
                 kinds.discard("same")
-            elif not of_metric:
+            elif not of_metric and not self._depends_on_rows(number):
                 continue
             if wanted.dtype == bool:
                 kinds &= {"same"}
@@ -234,20 +237,28 @@ class Trial:
         """What a variable is after each part."""
         return self._gathered(value)
 
+    def _in_the_end(self, number: int, value: np.ndarray) -> np.ndarray:
+        """What it is after the step."""
+        return value
+
+    def _depends_on_rows(self, number: int) -> bool:
+        """Whether a variable is known to be computed from rows."""
+        return False
+
     def _gathered(self, value: Any) -> np.ndarray:
         return self._communicator.allgather(tf.convert_to_tensor(value[None])).numpy()
 
-    def _is_rows(self, number: int, look: _Look) -> bool:
+    def _is_rows(self, number: int, look: Look) -> bool:
         """Whether what is returned may have a row for each row."""
         wanted, found = (after.ran.returned[number] for after in (look.whole, look.share))
         lengths = self._count, max(self._size, 1)
         return np.ndim(wanted) > 0 and (len(wanted), len(found)) == lengths
 
-    def _all_rows(self, number: int, look: _Look) -> np.ndarray:
+    def _all_rows(self, number: int, look: Look) -> np.ndarray:
         mine = tf.convert_to_tensor(look.share.ran.returned[number][: self._size])
         return self._communicator.allgather(mine).numpy()
 
-    def _kind_of_returned(self, number: int, looks: list[_Look]) -> bool:
+    def _kind_of_returned(self, number: int, looks: list[Look]) -> bool:
         """Whether it has a row for each row; else it is a mean over rows, or a metric's result."""
         if number in self._step.returned.results:
             return False
@@ -272,78 +283,6 @@ class Trial:
         return is_rows
 
 
-class PiecesTrial(Trial):
-    """One set of rules, tried on micro-batches, by each worker on all of them.
-
-    What depends on rows has an entry for each micro-batch; the rest is what the update leaves.
-    """
-
-    _step: InPasses
-
-    def _cut(self) -> None:
-        some = max(1, self._count // 3)
-        self._cuts = [(0, some), (some, self._count - some)]
-        self._parts = np.array([size for _, size in self._cuts]) / self._count
-        self._filled = self._parts > 0
-
-    def _same(self, share: _After) -> list[bool]:
-        return [n not in self._step.of_rows for n in range(len(share.values))]
-
-    def _run_parts(self) -> _After:
-        step = self._step
-        before = [v.numpy() for v in step.variables]
-        known: dict[int, list[Tensor]] = {}
-        values: dict[int, np.ndarray] = {}
-        returned: dict[int, Any] = {}
-        for number, traced in enumerate(step.passes):
-            given = [known[n] for n in step.known[number]]
-            parts = []
-            for first, size in self._cuts:
-                _restore(step.variables, before)
-                rows = share_of_rows(self._rows, first, size)
-                found, points, _ = traced.traced(rows, first, size, self._count, given)
-                parts.append((found, points, [v.numpy() for v in step.variables]))
-            for n in step.gives[number]:
-                put = tf.concat if step.points[n].joined else _sum
-                columns = zip(*(points[n] for _, points, _ in parts), strict=True)
-                known[n] = [put(list(column), 0) for column in columns]
-            for n, of in step.of_rows.items():
-                if of == number:
-                    values[n] = np.stack([left[n] for _, _, left in parts])
-            for n, of in step.returned_of_rows.items():
-                if of == number:
-                    returned[n] = [found[n].numpy() for found, _, _ in parts]
-        _restore(step.variables, before)
-        given = [known[n] for n in range(len(step.points))]
-        one = share_of_rows(self._rows, 0, 1)
-        left, _, gradients = step.update.traced(one, 0, 1, self._count, given)
-        after = [values.get(n, v.numpy()) for n, v in enumerate(step.variables)]
-        ran = Ran(
-            [returned.get(n, value.numpy()) for n, value in enumerate(left)],
-            [gradient.numpy() for gradient in gradients],
-            tf.constant(True),
-        )
-        return _After(ran, after)
-
-    def _every(self, number: int, value: np.ndarray) -> np.ndarray:
-        of_rows = number in self._step.of_rows
-        return value if of_rows else np.stack([value] * len(self._parts))
-
-    def _is_rows(self, number: int, look: _Look) -> bool:
-        wanted, found = (after.ran.returned[number] for after in (look.whole, look.share))
-        if number not in self._step.returned_of_rows or np.ndim(wanted) == 0:
-            return False
-        return len(wanted) == self._count and [len(f) for f in found] == [
-            size for _, size in self._cuts
-        ]
-
-    def _all_rows(self, number: int, look: _Look) -> np.ndarray:
-        return np.concatenate(look.share.ran.returned[number])
-
-    def _gathered(self, value: Any) -> np.ndarray:
-        return np.stack(value if isinstance(value, list) else [value] * len(self._parts))
-
-
 def _require_same_again(returned: list[Any], again: list[Any]) -> None:
     """Refuse a step that computes something else for the same rows each time."""
     for a, b in zip(returned, again, strict=True):
@@ -354,10 +293,6 @@ def _require_same_again(returned: list[Any], again: list[Any]) -> None:
                 "own. Draw with keras.random and a keras.random.SeedGenerator, or train on one "
                 "worker."
             )
-
-
-def _sum(values: list[Tensor], axis: int) -> Tensor:
-    return tf.add_n(values)
 
 
 def rows_of(arrays: Sequence[Tensor]) -> int:
@@ -378,7 +313,8 @@ def _variable(weight: Any) -> Any:
     return weight.value if isinstance(weight, keras.Variable) else weight
 
 
-def _restore(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+def restore(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    """Let variables be what they were."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
