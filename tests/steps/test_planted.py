@@ -15,7 +15,7 @@ pytestmark = pytest.mark.jobs
         (1, ["single", "3", "1:8"]),
         (2, ["auto", "0", "2:6"]),
         (3, ["mpi", "0", "2:18"]),
-        (2, ["auto,bitwise", "0", "1:15"]),
+        (2, ["auto,bitwise", "0", "0:15"]),
     ],
     ids=["whole", "pieces", "two", "three", "bitwise"],
 )
