@@ -240,37 +240,45 @@ class CanonicalTree:
         total: list[Tensor] = [None] * len(specs)
         for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
             places = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
+            sizes = [specs[i].shape.num_elements() for i in places]
+            padding = -sum(sizes) % self.communicator.size
             vectors = [
-                tf.concat([tf.reshape(tensors[i], [-1]) for i in places], axis=0)
+                tf.concat(
+                    [*(tf.reshape(tensors[i], [-1]) for i in places), tf.zeros([padding], dtype)], 0
+                )
                 for tensors in nodes
             ]
-            sizes = [specs[i].shape.num_elements() for i in places]
-            vector = self._finish_vector(vectors, sum(sizes), dtype, owned, micro_batches)
-            for i, part in zip(places, tf.split(vector, sizes), strict=True):
+            width = (sum(sizes) + padding) // self.communicator.size
+            vector = self._finish_vector(vectors, width, dtype, owned, micro_batches)
+            parts = tf.split(vector, [*sizes, padding])
+            for i, part in zip(places, parts, strict=False):  # the last one is the padding
                 total[i] = tf.reshape(part, specs[i].shape)
         return total
 
     def _finish_vector(
         self,
         vectors: list[Tensor],
-        length: int,
+        width: int,
         dtype: tf.DType,
         owned: list[list[tree.Node]],
         micro_batches: int,
     ) -> Tensor:
-        size = self.communicator.size
-        width = -(-length // size)
+        size, own = self.communicator.size, len(vectors)
         # (own nodes, length) -> (workers, own nodes, width): to each worker its slice of each node
-        table = tf.stack(vectors) if vectors else tf.zeros([0, length], dtype)
-        table = tf.pad(table, [[0, 0], [0, width * size - length]])
-        table = tf.transpose(tf.reshape(table, [len(vectors), size, width]), [1, 0, 2])
+        if own == 1:  # as it is
+            table = vectors[0]
+        else:
+            table = tf.reshape(
+                tf.stack(vectors) if own else tf.zeros([0], dtype), [own, size, width]
+            )
+            table = tf.transpose(table, [1, 0, 2])
         slices = self.communicator.alltoall(
-            tf.reshape(table, [size * len(vectors), width]), tf.fill([size], len(vectors))
+            tf.reshape(table, [size * own, width]), tf.fill([size], own)
         )
         every_node = [node for nodes in owned for node in nodes]  # slices: (every node, width)
         held = dict(zip(every_node, tf.unstack(slices, num=len(every_node)), strict=True))
         own_slice = tree.fold(tree.root(micro_batches), micro_batches, held, tf.add)
-        return tf.reshape(self.communicator.allgather(own_slice[None]), [-1])[:length]
+        return tf.reshape(self.communicator.allgather(own_slice[None]), [-1])
 
 
 class _Worker:

@@ -21,13 +21,18 @@ from ddp_gd.steps.rules import Options, Rules
 Tensor = Any
 
 
+_SKETCH = 2**16  # numbers that tell of a gradient
+_AT_ONCE = 2**20  # are signed and added, so that no copy of all of it is needed
+_SHOWN = 4  # of its own numbers beside them, for messages
+
+
 class Look(NamedTuple):
-    """The whole, and all workers' pieces: arrays with the pieces in front."""
+    """The whole, and all workers' pieces, as arrays with the pieces in front."""
 
     whole: Evidence
     moved: Evidence  # the whole once more, with weights moved by about as much as rounding moves
     again: Evidence  # the whole once more, metrics begun with what it left before
-    pieces: Evidence  # outputs: of all rows, as in the whole; gradients: added up
+    pieces: Evidence  # outputs: of all rows, as in the whole; gradients, in sketches: added up
     rows: np.ndarray  # of each piece
     layout: Layout
 
@@ -86,7 +91,9 @@ class Comparison:
         changed = step.layout.changes.metrics
         looks = []
         for scale in (1, 3):
-            state = [scale * v for v in own.weights_of(own.read())]
+            weights = own.weights_of(own.read())
+            state = list(weights) if scale == 1 else [scale * v for v in weights]
+            del weights  # no copy more than must be: a model may fill the memory
             others = own.read()[len(state) :]
             if attempt:
                 state = [self._moved(v, attempt, TO_THE_SIDE) for v in state]
@@ -96,18 +103,20 @@ class Comparison:
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
             again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
-            moved = [self._moved(v, 0, ROUNDINGS * self.epsilon) for v in state] + others
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
-                given = (state + others, piece, first, size, self.count, total, zeros, met)
-                pieces.append(_evidence(of_piece, *given))
+                rows = (piece, first, size, self.count)
+                pieces.append(_evidence(of_piece, state + others, *rows, total, zeros, met))
                 sizes.append(size)
-            total, met = of_whole.totals(moved, self.rows, self.count)
+            for n, weight in enumerate(state):
+                state[n] = self._moved(weight, 0, ROUNDINGS * self.epsilon)
+            total, met = of_whole.totals(state + others, self.rows, self.count)
+            moved = _evidence(of_whole, state + others, *whole_rows, total, zeros, met)
             looks.append(
                 Look(
                     whole=_arrays(one),
-                    moved=_arrays(_evidence(of_whole, moved, *whole_rows, total, zeros, met)),
+                    moved=_arrays(moved),
                     again=_arrays(again),
                     pieces=self._gather(of_piece.function.structured_outputs[2], pieces, sizes),
                     rows=self.communicator.allgather(
@@ -189,7 +198,7 @@ class Comparison:
                 own = tf.stack(ones) if ones else tf.zeros([0, *spec.shape], spec.dtype)
             outputs.append(self.communicator.allgather(own).numpy())
         gradients = [
-            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(spec.shape, spec.dtype))
+            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(_sketched(spec), spec.dtype))
             for i, spec in enumerate(specs.gradients)
         ]
         return Evidence(
@@ -230,7 +239,34 @@ class Comparison:
 
 
 def _evidence(traced: Traced, *given: Any) -> Evidence:
-    return traced.function(*given)[2]
+    """What a function computes; of large gradients, sketches."""
+    found = traced.function(*given)[2]
+    return found._replace(gradients=[_sketch(gradient) for gradient in found.gradients])
+
+
+def _sketch(gradient: Tensor) -> Tensor:
+    """A gradient, or sums over parts of a large one, each number with a sign drawn at random.
+
+    They add up as gradients do, so that none needs to travel, or to stay in memory; and they differ
+    where gradients differ, in whichever numbers.
+    """
+    (length,) = _sketched(gradient)
+    flat = tf.reshape(gradient, [-1])
+    if length == len(flat):
+        return flat
+    sums, random = tf.zeros([_SKETCH], flat.dtype), np.random.default_rng(0)
+    for start in range(0, len(flat), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        part *= tf.constant(2 * random.integers(0, 2, len(part), np.int8) - 1, flat.dtype)
+        part = tf.pad(part, [[0, -len(part) % _SKETCH]])
+        sums += tf.reduce_sum(tf.reshape(part, [-1, _SKETCH]), 0)
+    return tf.concat([flat[:_SHOWN], sums / (len(flat) / _SKETCH) ** 0.5], 0)
+
+
+def _sketched(gradient: Tensor | tf.TensorSpec) -> list[int]:
+    """The shape of its sketch."""
+    size = gradient.shape.num_elements()
+    return [size if size <= _SKETCH else _SHOWN + _SKETCH]
 
 
 def _arrays(evidence: Evidence) -> Evidence:
