@@ -16,8 +16,9 @@ pytestmark = pytest.mark.jobs
         (2, ["auto", "0", "2:6"]),
         (3, ["mpi", "0", "2:18"]),
         (2, ["auto,bitwise", "0", "0:15"]),
+        (3, ["mpi,bitwise", "0", "36:15"]),
     ],
-    ids=["whole", "pieces", "two", "three", "bitwise"],
+    ids=["whole", "pieces", "two", "three", "bitwise", "an empty share"],
 )
 def test_planted_models_are_equal_or_refused(np: int, arguments: list[str]) -> None:
     """Draws, statistics, state, added losses, rows that meet, overrides: some of them each time.

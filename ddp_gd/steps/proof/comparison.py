@@ -230,11 +230,14 @@ class Comparison:
             rows = [_at_least_one(row[first : first + size]) for row in self.rows]
             tensors = outputs(traced.micro_batch.state.read(), rows, first, size, self.count)
             sides.append([(n, t.numpy()) for n, t in zip(names, tensors, strict=True)])
-        mine = slice(self._start, self._start + some)
+        # None of them where the share is empty; but the same layers on every worker.
+        real = min(some, self._stop - self._start)
         return [
-            (name, all_rows[mine], part)
+            (name, all_rows[self._start : self._start + real], part[:real])
             for (name, all_rows), (_, part) in zip(*sides, strict=True)
-            if all_rows.ndim and len(all_rows) == self.count and all_rows[mine].shape == part.shape
+            if all_rows.ndim
+            and len(all_rows) == self.count
+            and part.shape == (max(some, 1), *all_rows.shape[1:])
         ]
 
 
