@@ -2,7 +2,7 @@
 # Usage: bash launch/test.sh [--quick | pytest arguments]
 #
 # Runs every check, after a set-up if one is needed, and stops at the first that fails: formatting,
-# lint, types, shell scripts, tests. About a quarter of an hour on two cores. Arguments go to pytest:
+# lint, types, shell scripts, tests. About half an hour on two cores. Arguments go to pytest:
 # bash launch/test.sh tests/batching
 #
 #   --quick     all but the tests that start jobs, train long, or measure seconds: under three minutes
