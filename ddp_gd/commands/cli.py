@@ -56,11 +56,11 @@ def start(config: type[Options], command: str, module: str) -> None:
                 raise
             print(f"ddp_gd: error: {translate(str(error), options)}", file=sys.stderr)
             sys.exit(exit_status(error))
-    # Keras imports both wherever they are installed: a second of each worker's start, for wrappers
-    # and pictures that no command uses.
-    with quietly(), without("sklearn", "matplotlib"):
-        importlib.import_module("keras")
     with quietly():
+        # Keras imports both wherever they are installed: a second of each worker's start, for
+        # wrappers and pictures that no command uses.
+        with without("sklearn", "matplotlib"):
+            importlib.import_module("keras")
         run = importlib.import_module(module).run
     execute(run, options)
 
