@@ -1,9 +1,11 @@
 """How a function is traced, and what its graph tells of it."""
 
+import random
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ddp_gd.comm.tensors import COLLECTIVE
@@ -99,6 +101,48 @@ def require_deterministic(function: Any) -> None:
                 "Draw with keras.random and a keras.random.SeedGenerator, or train on one worker "
                 "without micro_batch_size."
             )
+
+
+def drawn_in_python(owners: Iterable[Any] = ()) -> list[str]:
+    """The states of Python's and NumPy's generators, which tell whether somebody drew.
+
+    Args:
+        owners: have generators of their own as attributes.
+    """
+    found = [repr((random.getstate(), np.random.get_state()))]
+    for value in (value for owner in owners for value in vars(owner).values()):
+        if isinstance(value, np.random.Generator):
+            found.append(repr(value.bit_generator.state))
+        elif isinstance(value, np.random.RandomState):
+            found.append(repr(value.get_state()))
+        elif isinstance(value, random.Random):
+            found.append(repr(value.getstate()))
+    return found
+
+
+def require_same_again(function: Any, again: Any) -> None:
+    """Refuse a forward pass that becomes another graph each time it is traced.
+
+    Raises:
+        ModelError: always the same operations with the same constants was expected.
+    """
+    if _written(function) != _written(again):
+        raise ModelError(
+            "The model draws from a generator of Python or NumPy while it is traced: what it draws "
+            "stays for all steps, and is another number each time the model is traced, so several "
+            "workers can't do what Keras does. Draw with keras.random and a "
+            "keras.random.SeedGenerator, or train on one worker without micro_batch_size."
+        )
+
+
+def _written(function: Any) -> list[Any]:
+    """What is written into a graph: its operations, and the constants' values."""
+    return [
+        operation.get_attr("value").SerializeToString()
+        if operation.type == "Const"
+        else operation.type
+        for operation in operations(function)
+    ]
 
 
 def constant_seeds(function: Any) -> list[str]:

@@ -127,7 +127,7 @@ class MicroBatch:
         self.state = ModelState(model)
         self.losses = CompiledLosses(model, rules.met_losses)
         self.rules = rules
-        self._model = model
+        self.model = model
         self.signature = signature
         self._together = together
         self._training = training
@@ -250,7 +250,7 @@ class MicroBatch:
         met: Met | tuple[()],
     ) -> tuple[_Passed, list[Any], list[Any]]:
         """Go forward and backward; return also the trained weights, and their gradients."""
-        model = self._model
+        model = self.model
         x, y, sample_weight = self.signature.unpack(rows)
         weights = self.state.weights_of(state)
         row_share = place.fraction
@@ -299,9 +299,9 @@ class MicroBatch:
         return of_all_workers(Meeting(self._together, place.first, place.count, by_all=True))
 
     def _forward(self, x: Any, training: bool) -> Any:
-        if keras_private.takes_training(self._model):
-            return self._model(x, training=training)
-        return self._model(x)
+        if keras_private.takes_training(self.model):
+            return self.model(x, training=training)
+        return self.model(x)
 
     def _statistics(self, count: Tensor) -> contextlib.AbstractContextManager[None]:
         """Let batch statistics be those of the rows of all workers, where they are to be."""
@@ -340,12 +340,17 @@ def trace(make: Callable[[], MicroBatch], isolated: bool = False) -> Traced:
         ModelError: what the model does can't be put together from micro-batches.
         RowsMeet: a loss in which rows meet is not among those of the rules.
     """
-    seed = keras_private.global_seed()
-    traced = _trace(make(), isolated)
+    micro_batch = make()
+    layers = keras_private.layers(micro_batch.model)
+    seed, drawn = keras_private.global_seed(), graph.drawn_in_python(layers)
+    traced = _trace(micro_batch, isolated)
     if keras_private.global_seed() is not seed:  # made in there: now it is a part of the state
+        drawn = graph.drawn_in_python(layers)
         traced = _trace(make(), isolated)
     graph.require_tracked_state(traced.function)
     graph.require_deterministic(traced.function)
+    if graph.drawn_in_python(layers) != drawn:  # by the model, or by a thread that makes rows
+        graph.require_same_again(traced.function, _trace(make(), isolated).function)
     return traced
 
 
