@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ddp_gd.batching.plan import block
-from ddp_gd.steps.reduction import Arguments, CanonicalTree, Flags, Function, no_flags
+from ddp_gd.steps.reduction import CanonicalTree, Function, Summands
 
 Tensor = Any
 # A sum of so many bytes of each worker's is exact in float32, as flags are summed.
@@ -71,37 +71,26 @@ class Audit:
         """Whether some micro-batch of the step does, on any worker."""
         return tf.reduce_any(tf.stack(self._differ))
 
-    def __call__(
-        self,
-        function: Function,
-        arguments: Arguments,
-        share: list[Tensor],
-        start: Tensor,
-        micro_batches: int,
-        flags: Flags = no_flags,
-    ) -> tuple[Any, Any, Tensor, Tensor]:
+    def __call__(self, summands: Summands) -> tuple[Any, Any, Tensor, Tensor]:
         """Reduce, see `CanonicalTree`."""
         communicator = self._tree.communicator
-        first, _ = block(micro_batches, communicator.size, communicator.rank)
-        watched = _Watched(function, self._size, first, self._given.places)
-        own, (pieces, mine) = self._tree.nodes(watched, arguments, share, micro_batches)
+        first, _ = block(summands.micro_batches, communicator.size, communicator.rank)
+        watched = _Watched(summands.function, self._size, first, self._given.places)
+        own, (pieces, mine) = self._tree.nodes(summands._replace(function=watched))
         own = [(sums, parts) for sums, (parts, _) in own]
-        again = self._again(function, arguments, mine if communicator.size == 1 else None)
+        again = self._again(summands, mine if communicator.size == 1 else None)
         self.checks.append(Checks(mine, again))
-        asked = flags(own)
+        asked = summands.flags(own)
         numbers = tf.concat([asked, _as_flags(_mixed(mine) - _mixed(again))], 0)
-        sums, pieces, numbers, all_numbers = self._tree.combine(
-            function.structured_outputs, own, pieces, numbers, micro_batches
-        )
+        sums, pieces, numbers, all_numbers = self._tree.combine(summands, own, pieces, numbers)
         self._differ.append(tf.not_equal(_from_flags(all_numbers[-_BYTES:]), 0))
         return sums, pieces, asked, all_numbers[:-_BYTES]
 
-    def _again(self, function: Function, arguments: Arguments, after: Tensor | None) -> Tensor:
+    def _again(self, summands: Summands, after: Tensor | None) -> Tensor:
         """Compute micro-batches of others, one after the other; return their checks.
 
         Args:
-            function: to be computed.
-            arguments: the function's.
+            summands: what is to be computed.
             after: begin when this is there, so that one process computes at another time.
         """
         _, numbers, row_offsets, rows = self._given
@@ -111,10 +100,10 @@ class Audit:
             begin, end = row_offsets[place], row_offsets[place + 1]
             mine = [leaf[begin:end] for leaf in rows]
             number = numbers[place]
-            result = function(*arguments(mine, number * self._size, end - begin))
+            result = summands.of(mine, number * self._size, end - begin)
             return place + 1, tf.concat([found, checksums(number, mine, result)], 0)
 
-        columns = width(function)
+        columns = width(summands.function)
         _, found = tf.while_loop(
             lambda place, _: place < tf.size(numbers),
             one,

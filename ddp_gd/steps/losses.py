@@ -137,8 +137,7 @@ class CompiledLosses:
             if loss.reduction != "sum":
                 own = self._denominator(loss, y_true, y_pred, weight)
                 counted.append(own is not None)
-                whole = totals[index]
-                fraction = row_share if own is None else tf.math.divide_no_nan(own, whole)
+                fraction = row_share if own is None else tf.math.divide_no_nan(own, totals[index])
                 value *= tf.cast(fraction, value.dtype)
             parts.append(value)
             return value

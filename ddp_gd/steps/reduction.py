@@ -8,7 +8,7 @@ number of micro-batches alone: equal to the last bit. Several micro-batches are 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -46,6 +46,21 @@ def no_flags(_: list[tuple[Any, Any]]) -> Tensor:
     return tf.zeros([0])
 
 
+class Summands(NamedTuple):
+    """What is to be summed over the micro-batches of all workers."""
+
+    function: Function
+    arguments: Arguments  # the function's, for a micro-batch
+    share: list[Tensor]  # this worker's rows
+    start: Tensor  # the first one's place in the global mini-batch
+    micro_batches: int  # how many the step has
+    flags: Flags = no_flags
+
+    def of(self, rows: list[Tensor], first: Tensor, count: Tensor) -> tuple[Any, Any]:
+        """Compute a micro-batch."""
+        return self.function(*self.arguments(rows, first, count))
+
+
 class AllReduce:
     """Sums equal to rounding at any number of workers.
 
@@ -62,72 +77,43 @@ class AllReduce:
         self._size = micro_batch_size
         self._empty_shares = empty_shares
 
-    def __call__(
-        self,
-        function: Function,
-        arguments: Arguments,
-        share: list[Tensor],
-        start: Tensor,
-        micro_batches: int,
-        flags: Flags = no_flags,
-    ) -> tuple[Any, Any, Tensor, Tensor]:
-        """Sum `function(*arguments(rows, first, count))` over the micro-batches of all workers.
-
-        Args:
-            function: see `Function`.
-            arguments: the function's, for a micro-batch.
-            share: this worker's rows.
-            start: the first one's place in the global mini-batch.
-            micro_batches: how many the step has; not needed here.
-            flags: numbers that every worker gives, whatever its share.
-
-        Returns:
-            The sums and pieces of all workers; this worker's flags; the sum of all flags.
-        """
+    def __call__(self, summands: Summands) -> tuple[Any, Any, Tensor, Tensor]:
+        """Return sums and pieces of all workers; this worker's flags; the sum of all flags."""
         if self._size is None:
-            sums, pieces = self._whole_share(function, arguments, share, start)
+            sums, pieces = self._whole_share(summands)
         else:
-            sums, pieces = self._loop(function, arguments, share, start, self._size)
-        mine = flags([(sums, pieces)])
+            sums, pieces = self._loop(summands, self._size)
+        mine = summands.flags([(sums, pieces)])
         if self._communicator.size == 1:
             return sums, pieces, mine, mine
         *added, all_flags = self._communicator.allreduce_sum([*tf.nest.flatten(sums), mine])
         joined = tf.nest.map_structure(self._communicator.allgather, pieces)
         return tf.nest.pack_sequence_as(sums, added), joined, mine, all_flags
 
-    def _whole_share(
-        self, function: Function, arguments: Arguments, share: list[Tensor], start: Tensor
-    ) -> tuple[Any, Any]:
+    def _whole_share(self, summands: Summands) -> tuple[Any, Any]:
         """Compute a share at once. An empty one, too: other workers wait for its statistics."""
-        count = tf.shape(share[0])[0]
+        count = tf.shape(summands.share[0])[0]
         if not self._empty_shares:
-            return function(*arguments(share, start, count))
+            return summands.of(summands.share, summands.start, count)
         empty = tf.equal(count, 0)
-        rows = one_row_at_least(share, empty)
-        sums, pieces = function(*arguments(rows, start, count))
+        rows = one_row_at_least(summands.share, empty)
+        sums, pieces = summands.of(rows, summands.start, count)
         # Not times 0: what a row of zeros leads to may be NaN.
         sums = tf.nest.map_structure(lambda t: tf.where(empty, tf.zeros_like(t), t), sums)
         pieces = tf.nest.map_structure(lambda t: t[: tf.where(empty, 0, tf.shape(t)[0])], pieces)
         return sums, pieces
 
-    def _loop(
-        self,
-        function: Function,
-        arguments: Arguments,
-        share: list[Tensor],
-        start: Tensor,
-        size: int,
-    ) -> tuple[Any, Any]:
-        rows = tf.shape(share[0])[0]
+    def _loop(self, summands: Summands, size: int) -> tuple[Any, Any]:
+        rows = tf.shape(summands.share[0])[0]
 
         def add(number: Tensor, sums: Any, pieces: Any) -> tuple[Tensor, Any, Any]:
             first = number * size
             count = tf.minimum(size, rows - first)
-            piece = [array[first : first + count] for array in share]
-            more = function(*arguments(piece, start + first, count))
+            piece = [array[first : first + count] for array in summands.share]
+            more = summands.of(piece, summands.start + first, count)
             return number + 1, _add(sums, more[0]), _join([pieces, more[1]])
 
-        sums, pieces = function.structured_outputs
+        sums, pieces = summands.function.structured_outputs
         _, sums, pieces = tf.while_loop(
             lambda number, *_: number < -(-rows // size),
             add,
@@ -164,53 +150,38 @@ class CanonicalTree:
         self.size = micro_batch_size
         self._lanes = 1 << (lanes.bit_length() - 1)
 
-    def __call__(
-        self,
-        function: Function,
-        arguments: Arguments,
-        share: list[Tensor],
-        start: Tensor,
-        micro_batches: int,
-        flags: Flags = no_flags,
-    ) -> tuple[Any, Any, Tensor, Tensor]:
-        """Sum as `AllReduce` does, for a step of `micro_batches` micro-batches."""
-        own, pieces = self.nodes(function, arguments, share, micro_batches)
-        return self.combine(function.structured_outputs, own, pieces, flags(own), micro_batches)
+    def __call__(self, summands: Summands) -> tuple[Any, Any, Tensor, Tensor]:
+        """Sum as `AllReduce` does."""
+        own, pieces = self.nodes(summands)
+        return self.combine(summands, own, pieces, summands.flags(own))
 
-    def nodes(
-        self, function: Function, arguments: Arguments, share: list[Tensor], micro_batches: int
-    ) -> tuple[list[tuple[Any, Any]], Any]:
+    def nodes(self, summands: Summands) -> tuple[list[tuple[Any, Any]], Any]:
         """Compute this worker's share: `(sums, pieces)` of each whole node; all of its pieces."""
-        rank = self.communicator.rank
-        begin, _ = block(micro_batches, self.communicator.size, rank)
-        worker = _Worker(function, arguments, share, begin, self.size, self._lanes)
-        own = [worker.node(node, micro_batches) for node in self._owned(micro_batches)[rank]]
+        worker = _Worker(summands, self.communicator, self.size, self._lanes)
+        owned = self._owned(summands.micro_batches)[self.communicator.rank]
+        own = [worker.node(node) for node in owned]
         if own:
             return own, _join([pieces for _, pieces in own])
-        return own, tf.nest.map_structure(_no_rows, function.structured_outputs[1])
+        return own, tf.nest.map_structure(_no_rows, summands.function.structured_outputs[1])
 
     def combine(
-        self,
-        specs: Any,
-        own: list[tuple[Any, Any]],
-        pieces: Any,
-        mine: Tensor,
-        micro_batches: int,
+        self, summands: Summands, own: list[tuple[Any, Any]], pieces: Any, mine: Tensor
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Combine what `nodes` gave with that of all workers, and add up all flags.
 
         Args:
-            specs: of the function's `(sums, pieces)`.
+            summands: what was summed.
             own: of each node.
             pieces: all of this worker's.
             mine: this worker's flags.
-            micro_batches: of the step.
         """
         if self.communicator.size == 1:
             return own[0][0], pieces, mine, mine
+        micro_batches = summands.micro_batches
         owned = self._owned(micro_batches)
         nodes = [tf.nest.flatten(sums) for sums, _ in own]
-        wanted = tf.nest.flatten(specs[0])
+        sums, _ = summands.function.structured_outputs
+        wanted = tf.nest.flatten(sums)
         if all(owned):  # the flags are some more numbers to sum: on each worker's first node
             for number, tensors in enumerate(nodes):
                 tensors.append(mine if number == 0 else tf.zeros_like(mine))
@@ -220,7 +191,7 @@ class CanonicalTree:
             total = self._finish(nodes, wanted, owned, micro_batches)
             (all_flags,) = self.communicator.allreduce_sum([mine])
         joined = tf.nest.map_structure(self.communicator.allgather, pieces)
-        return tf.nest.pack_sequence_as(specs[0], total), joined, mine, all_flags
+        return tf.nest.pack_sequence_as(sums, total), joined, mine, all_flags
 
     def _owned(self, micro_batches: int) -> list[list[tree.Node]]:
         """The whole nodes that each worker computes."""
@@ -284,24 +255,15 @@ class CanonicalTree:
 class _Worker:
     """Computes this worker's nodes of the tree, `lanes` micro-batches at once."""
 
-    def __init__(
-        self,
-        function: Function,
-        arguments: Arguments,
-        share: list[Tensor],
-        begin: int,
-        size: int,
-        lanes: int,
-    ):
-        self._function = function
-        self._arguments = arguments
-        self._share = share
-        self._begin = begin
+    def __init__(self, summands: Summands, communicator: Communicator, size: int, lanes: int):
+        self._summands = summands
+        self._begin, _ = block(summands.micro_batches, communicator.size, communicator.rank)
         self._size = size
         self._lanes = lanes
 
-    def node(self, node: tree.Node, leaves: int) -> tuple[Any, Any]:
+    def node(self, node: tree.Node) -> tuple[Any, Any]:
         """Return `(sums, pieces)` of a node whose micro-batches are all this worker's."""
+        leaves = self._summands.micro_batches
         start, stop = tree.span(node, leaves)
         groups = (stop - start) // self._lanes
         held, pieces = self._loop(start, groups) if groups > 1 else ({}, [])
@@ -317,7 +279,7 @@ class _Worker:
         The sums are kept as a binary counter keeps its digits: adding a group to them carries, and
         what stands at a digit is always a whole node.
         """
-        sums, pieces = self._function.structured_outputs
+        sums, pieces = self._summands.function.structured_outputs
         zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums)
         digits = groups.bit_length()
 
@@ -352,9 +314,8 @@ class _Worker:
     def _micro_batch(self, number: Tensor) -> tuple[Any, Any]:
         number = tf.convert_to_tensor(number)
         start = (number - self._begin) * self._size
-        rows = [array[start : start + self._size] for array in self._share]
-        count = tf.shape(rows[0])[0]
-        return self._function(*self._arguments(rows, number * self._size, count))
+        rows = [array[start : start + self._size] for array in self._summands.share]
+        return self._summands.of(rows, number * self._size, tf.shape(rows[0])[0])
 
 
 def reduction(communicator: Communicator, options: Options) -> AllReduce | CanonicalTree:

@@ -16,7 +16,14 @@ from ddp_gd.steps.finite import all_finite, looked_at
 from ddp_gd.steps.micro_batch import Pieces, Sums
 from ddp_gd.steps.proof import proof
 from ddp_gd.steps.proof.comparison import Comparison
-from ddp_gd.steps.reduction import CanonicalTree, reduction
+from ddp_gd.steps.reduction import (
+    CanonicalTree,
+    Flags,
+    Function,
+    Summands,
+    no_flags,
+    reduction,
+)
 from ddp_gd.steps.rules import Options
 from ddp_gd.steps.state import log_losses
 
@@ -106,35 +113,33 @@ class SharedStep:
         reduce = audit or self._reduce
         state = self._state.read()
         metrics = self._state.metrics_before(carried=self._rules.met_metrics)
+
+        def sums(function: Function, *more: Any, flags: Flags = no_flags) -> tuple:
+            def arguments(mine: list[Tensor], first: Tensor, real: Tensor) -> tuple:
+                return (state, mine, first, real, batch_rows, *more)
+
+            return reduce(Summands(function, arguments, rows, start, count, flags))
+
         totals, met = tf.zeros(self._losses), ()
         if self._before is not None:
-            totals, outputs, *_ = reduce(
-                self._before,
-                lambda rows, first, real: (state, rows, first, real, batch_rows),
-                rows,
-                start,
-                count,
-            )
+            totals, outputs, *_ = sums(self._before)
             if self._met is not None:
                 met = tuple(self._met(outputs))
-        sums, pieces, own, flags = reduce(
+        # Two flags of each worker: it was asked to stop, its part isn't finite.
+        summed, pieces, own, flags = sums(
             self.traced,
-            lambda rows, first, real: (state, rows, first, real, batch_rows, totals, metrics, met),
-            rows,
-            start,
-            count,
-            # Two flags of each worker: it was asked to stop, its part isn't finite.
-            lambda own: tf.stack([asked, self._not_finite(own)]),
+            *(totals, metrics, met),
+            flags=lambda own: tf.stack([asked, self._not_finite(own)]),
         )
         found: Found | tuple[()] = ()
         if audit is None:
-            self._write(sums, pieces, batch_rows)
+            self._write(summed, pieces, batch_rows)
         else:
             found = Found(audit.differs, audit.checks, totals, met)
-            tf.cond(found.differs, lambda: None, lambda: self._write(sums, pieces, batch_rows))
+            tf.cond(found.differs, lambda: None, lambda: self._write(summed, pieces, batch_rows))
         finite = tf.equal(flags[1], 0)
         if self._options.stop_on_nan:
-            finite &= tf.math.is_finite(sums.loss)
+            finite &= tf.math.is_finite(summed.loss)
         return finite, tf.equal(own[1], 0), flags[0] > 0, [], found
 
     @property

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 
 from ddp_gd import settings
+from ddp_gd.batching.source import Source
 from ddp_gd.comm import agree
 from ddp_gd.comm.base import Communicator
 from ddp_gd.errors import ConfigError
 from ddp_gd.steps import keras_private
-from ddp_gd.training.loop import Instrument, Loop
+from ddp_gd.training.loop import Instrument, Loop, open_loop
 from ddp_gd.training.summaries import Summaries
 from ddp_gd.training.trace import Tracer
 
@@ -95,6 +96,18 @@ class Hooks:
         self.every = int(model.steps_per_execution) if looks else 0
         instruments = any(isinstance(c, Instrument) for c in self.callbacks.callbacks)
         self.measure = agree.any_worker(communicator, instruments or self.summaries.wanted)
+
+    def open_loop(self, source: Source, stop_on_nan: bool, *, training: bool) -> Loop:
+        """Compile the model's steps for these rows, summaries included, see `loop.open_loop`."""
+        with self.summaries.tracing(training):
+            return open_loop(
+                self._communicator,
+                self._model,
+                source,
+                stop_on_nan,
+                training=training,
+                fresh=self.measure,
+            )
 
     def attach(self, loop: Loop) -> None:
         """Show the callbacks that are instruments the loop that they are about to measure."""

@@ -12,7 +12,6 @@ from ddp_gd.steps import keras_private
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import evaluation
-from ddp_gd.training.loop import open_loop
 
 
 @runtime.collective
@@ -59,10 +58,7 @@ def evaluate(
     replicas.synchronize(communicator, model)
     hooks = Hooks(communicator, model, callbacks, verbose, epochs=1, steps=source.steps)
     stop_on_nan = not hooks.deal_with_nan()
-    with hooks.summaries.tracing(training=False):
-        loop = open_loop(
-            communicator, model, source, stop_on_nan, training=False, fresh=hooks.measure
-        )
+    loop = hooks.open_loop(source, stop_on_nan, training=False)
     with closing(source):
         logs, _ = evaluation(model, loop, hooks, "an evaluation", Interrupts(active=False))
     return logs if return_dict else keras_private.in_order(model, logs)

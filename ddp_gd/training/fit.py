@@ -21,7 +21,6 @@ from ddp_gd.training import audit as audits
 from ddp_gd.training import identity, replicas
 from ddp_gd.training.callbacks import Hooks
 from ddp_gd.training.epochs import Epochs
-from ddp_gd.training.loop import open_loop
 from ddp_gd.training.saving import snapshot
 from ddp_gd.training.saving.checkpoint import Checkpoint
 from ddp_gd.training.saving.saver import Saver
@@ -128,7 +127,6 @@ def fit(
         seed = saved.seed
 
     steps = sources.steps_of(model, "steps_per_epoch", steps_per_epoch)
-    epochs = _limited(epochs)
     train, validate = sources.split(x, y, sample_weight, validation_split, validation_data)
     source = sources.for_training(
         communicator, train, class_weight, batch_size, micro_batch_size, shuffle, seed, steps, read
@@ -136,67 +134,53 @@ def fit(
     audits.require_possible(part, model, source)
     validation_source = None
     if validate is not None:
-        _require_frequency(validation_freq)
         steps = sources.steps_of(model, "validation_steps", validation_steps)
         validation_source = sources.for_validation(
             communicator, validate, validation_batch_size, micro_batch_size, source, steps, read
         )
 
     settings: dict[str, Any] = {
-        "epochs": epochs,
+        "epochs": _limited(epochs),
         "initial_epoch": initial_epoch,
         "check_every": check_every,
         "audit": part,
         "terminate_on_nan": bool(terminate_on_nan),
         **_facts(class_weight, validation_source, validation_freq),
     }
-    identity.build(model, source.signature)
-    facts = identity.require_same(communicator, model, source, settings)
-    audits.arrange(communicator, source, part)
-    if saved is not None:
-        saved.require_same(facts)
-        saved.warn_of_other_bits(communicator)
-        if communicator.rank == 0 and checkpoint is not None:
-            where = f"the newest checkpoint in {checkpoint.directory}"
-            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
-
-    hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
     data = (source, validation_source)
-    _train(communicator, model, hooks, data, settings, facts, validation_freq, checkpoint, saved)
-    communicator.barrier()  # what rank 0's callbacks wrote is there for the others
+    _train(communicator, model, data, callbacks, verbose, settings, checkpoint, saved)
     return model.history
 
 
 def _train(
     communicator: Communicator,
     model: keras.Model,
-    hooks: Hooks,
     data: tuple[Source, Source | None],
-    settings: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    validation_freq: int | Iterable[int],
+    callbacks: list[keras.callbacks.Callback] | None,
+    verbose: int | str,
+    settings: dict[str, Any],
     checkpoint: Checkpoint | None,
     saved: snapshot.Snapshot | None,
 ) -> None:
-    """Compile the steps, and make the epochs that `settings` say."""
+    """Agree on what is to be trained, compile the steps, and make the epochs of `settings`."""
     source, validation_source = data
+    identity.build(model, source.signature)
+    facts = identity.require_same(communicator, model, source, settings)
+    audits.arrange(communicator, source, settings["audit"])
+    if saved is not None:
+        saved.require_same(facts)
+        saved.warn_of_other_bits(communicator)
+        if communicator.rank == 0 and checkpoint is not None:
+            where = f"the newest checkpoint in {checkpoint.directory}"
+            sys.stderr.write(f"ddp_gd: goes on after {saved.position}, from {where}\n")
+    epochs = settings["epochs"]
+    hooks = Hooks(communicator, model, callbacks, verbose, epochs, source.steps, "train")
     stop_on_nan = settings["terminate_on_nan"] and not hooks.deal_with_nan()
     replicas.synchronize(communicator, model)
-    with hooks.summaries.tracing(training=True):
-        loop = open_loop(
-            communicator, model, source, stop_on_nan, training=True, fresh=hooks.measure
-        )
+    loop = hooks.open_loop(source, stop_on_nan, training=True)
     validation_loop = None
     if validation_source is not None:
-        with hooks.summaries.tracing(training=False):
-            validation_loop = open_loop(
-                communicator,
-                model,
-                validation_source,
-                stop_on_nan,
-                training=False,
-                fresh=hooks.measure,
-            )
+        validation_loop = hooks.open_loop(validation_source, stop_on_nan, training=False)
     hooks.attach(loop)
     source.marks = checkpoint is not None
     saver, folder = None, None
@@ -210,12 +194,13 @@ def _train(
             hooks=hooks,
             loop=loop,
             validation_loop=validation_loop,
-            validation_freq=validation_freq,
+            validation_freq=settings.get("validation_freq", 1),
             check_every=settings["check_every"],
             checkpoint=checkpoint,
             saver=saver,
             saved=saved,
-        ).run(settings["initial_epoch"], settings["epochs"])
+        ).run(settings["initial_epoch"], epochs)
+    communicator.barrier()  # what rank 0's callbacks wrote is there for the others
 
 
 def _warn_of_own_fit(model: keras.Model) -> None:
@@ -254,15 +239,6 @@ def _limited(epochs: int) -> int:
     return epochs
 
 
-def _require_frequency(validation_freq: Any) -> None:
-    number = isinstance(validation_freq, (int, np.integer))
-    if validation_freq < 1 if number else not isinstance(validation_freq, Iterable):
-        raise ConfigError(
-            f"validation_freq={validation_freq!r} must be a whole number, 1 or more, or the epochs "
-            "to validate after."
-        )
-
-
 def _facts(
     class_weight: Mapping[int, float] | None, validation: Source | None, frequency: Any
 ) -> dict[str, Any]:
@@ -272,6 +248,12 @@ def _facts(
         weights = {int(label): float(weight) for label, weight in class_weight.items()}
         facts["class_weight"] = dict(sorted(weights.items()))
     if validation is not None:
+        number = isinstance(frequency, (int, np.integer))
+        if frequency < 1 if number else not isinstance(frequency, Iterable):
+            raise ConfigError(
+                f"validation_freq={frequency!r} must be a whole number, 1 or more, or the epochs "
+                "to validate after."
+            )
         facts["validation_freq"] = frequency
         facts |= {f"validation {name}": fact for name, fact in validation.describe().items()}
     return facts

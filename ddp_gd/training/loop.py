@@ -238,7 +238,7 @@ def open_loop(
             f"{type(model).__name__} was compiled with run_eagerly=True, and its own step runs in "
             "a graph here: what it prints is printed once, and it can't call numpy(). To look "
             "into it, use model.fit on one worker.",
-            stacklevel=5,
+            stacklevel=6,
         )
     options = Options(
         training,

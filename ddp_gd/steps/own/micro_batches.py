@@ -12,7 +12,7 @@ from ddp_gd.comm.base import Communicator
 from ddp_gd.steps import graph
 from ddp_gd.steps.own.own_step import OwnRules
 from ddp_gd.steps.own.points import InPasses, KnownTo
-from ddp_gd.steps.reduction import reduction
+from ddp_gd.steps.reduction import Summands, reduction
 from ddp_gd.steps.rules import Options
 
 Tensor = Any
@@ -84,7 +84,7 @@ class MicroBatches:
             return flags(number, [sums[0] for sums, _ in parts])
 
         for number, function in enumerate(self._passes):
-            (at_points, of_variables, means), (lookups, of_rows), own, every = self._reduce(
+            summands = Summands(
                 function,
                 functools.partial(arguments, [known[n] for n in self._step.known[number]]),
                 [rows[n] for n in self._shared],
@@ -92,6 +92,8 @@ class MicroBatches:
                 count,
                 functools.partial(flags_of, number),
             )
+            summed, (lookups, of_rows), own, every = self._reduce(summands)
+            at_points, of_variables, means = summed
             known |= at_points | lookups
             increments |= of_variables
             returned |= means | of_rows
