@@ -47,13 +47,13 @@ check shellcheck --external-sources "${scripts[@]}"
 check shfmt --indent 4 --case-indent --diff "${scripts[@]}"
 if [[ ${1:-} == --quick ]]; then
     checks=6
-    check pytest -m "not jobs and not timed and not cluster" "${slow[@]/#/--ignore=}" "${@:2}"
+    check pytest -m "not jobs and not timed and not cluster and not everything" "${slow[@]/#/--ignore=}" "${@:2}"
 elif (($#)); then
     checks=6
     check pytest "$@"
 else
     # Not reordered: the longest files have few tests, and would come last.
-    check pytest -m "not timed and not cluster" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+    check pytest -m "not timed and not cluster and not everything" --numprocesses 2 --dist loadfile --no-loadscope-reorder
     check pytest -m timed
 fi
 say "all checks passed in $SECONDS s"

@@ -129,6 +129,7 @@ def usable(dataset: dataset.Dataset) -> bool:
         ("table.parquet", parquet(), "target"),
         ("array.npy", npy(), "targets.npy"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_data(name: str, whole: bytes, target: str | None, tmp_path: Path) -> None:
     """A DataError that names the file, or finite numbers."""
@@ -237,7 +238,9 @@ def test_whole_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "line"), [(b"", 1), (b"a,b\n1,", 2), (b"a,b\n" + b'1,"\n",' * 10**6, 2)]
+    ("begin", "line"),
+    [(b"", 1), (b"a,b\n1,", 2), (b"a,b\n" + b'1,"\n",' * 10**6, 2)],
+    ids=["heading", "cell", "quoted"],
 )
 def test_a_row_without_end(begin: bytes, line: int, tmp_path: Path) -> None:
     """No more of it is read than a row may have."""

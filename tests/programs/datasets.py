@@ -69,16 +69,15 @@ def mismatches() -> None:
     steps = [(x + 1, y, w) if odd and i == 1 else (x, y, w) for i, (x, y, w) in enumerate(ITEMS)]
     rows = [*ITEMS[:2], (X[5 + odd :], Y[5 + odd :], ITEMS[0][2][:1].repeat(8 - odd))]
     broken = [*ITEMS[:2], (X[:3], Y[: 3 - odd], None)]
-    for make in (Listed, elements):
-        for items, step, quoted in (
-            (steps, 2, ["rank 1 read 1 rows with SHA-256"]),
-            (rows, 3, ["rank 1 read 7 rows"]),
-        ):
-            model = network()
-            texts = [f"different mini-batches for step {step} of epoch 1", f" {step - 1} of the "]
-            with raises(ddp_gd.MismatchError, *texts, *quoted):
-                ddp_gd.fit(model, make(items), **FIT, **EVERY)
-            assert int(model.optimizer.iterations) == step - 1
+    for items, step, quoted in (
+        (Listed(steps), 2, ["rank 1 read 1 rows with SHA-256"]),
+        (elements(rows), 3, ["rank 1 read 7 rows"]),
+    ):
+        model = network()
+        texts = [f"different mini-batches for step {step} of epoch 1", f" {step - 1} of the "]
+        with raises(ddp_gd.MismatchError, *texts, *quoted):
+            ddp_gd.fit(model, items, **FIT, **EVERY)
+        assert int(model.optimizer.iterations) == step - 1
     with raises(ddp_gd.MismatchError, "step 2 of an evaluation", "item 1 of the PyDataset"):
         ddp_gd.evaluate(network(), Listed(steps), verbose=0, **EVERY)
     with raises(ddp_gd.MismatchError, "item 2", "rank 1 read no mini-batch", "y: 2"):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.jobs
 def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
     """A VAE, GANs, a distiller, a contrastive and a diffusion model, and loops by hand.
 
-    More workers are in tests/cluster. Sums over rows, rows that are compared unsaid, NumPy's
+    More workers are in test_everything.py. Sums over rows, rows that are compared unsaid, NumPy's
     randomness are refused.
     """
     launcher = "python" if np == 1 else "mpirun"
@@ -34,7 +34,7 @@ def test_own_steps_equal_keras(np: int, backend: str, names: list[str]) -> None:
 def test_two_updates_in_bitwise_mode() -> None:
     """A GAN's second update has the weights that the first one left: Keras's, and the same bits.
 
-    More steps and workers are in tests/cluster.
+    More steps and workers are in test_everything.py.
     """
     found = []
     for np, launcher, backend in ((1, "python", "single"), (2, "mpirun", "mpi")):

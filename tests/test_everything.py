@@ -1,6 +1,6 @@
-"""All of what tests/steps trains a part of; beside the cluster's tests, since it takes an hour.
+"""All of what tests/steps trains a part of: an hour, for releases and for changes of the step.
 
-bash launch/test.sh -m cluster tests/cluster/test_equality.py
+bash launch/test.sh -m everything tests/test_everything.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import jobs
 import pytest
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.everything
 
 
 def _run(np: int, program: str, *arguments: str) -> str:
@@ -38,6 +38,19 @@ def test_bits_are_the_same_at_any_number_of_workers(program: str, tmp_path: Path
     for np in (1, 2, 3, 5) if program == "real_networks" else (1, 2, 3):
         out = tmp_path / f"{np}.json"
         _run(np, program, f"{_backend(np)},bitwise", str(out))
+        left.append(json.loads(out.read_text()))
+        assert left[-1] == left[0], np
+
+
+def test_trainings_have_the_same_bits(tmp_path: Path) -> None:
+    """Every optimizer and every batch size once; so are five workers whom an audit looks at."""
+    left = []
+    for np, audit in ((1, "0"), (2, "0"), (3, "0"), (5, "0.1")):
+        out = tmp_path / f"{np}.json"
+        env = {"BACKEND": _backend(np), "AUDIT": audit, "TF_NUM_INTEROP_THREADS": str(np)}
+        words = ["-m", "programs.bitwise", str(out), "most"]
+        job = jobs.run_job(np, words, "mpirun" if np > 1 else "python", env, timeout=1800)
+        assert job.returncode == 0, job.stderr
         left.append(json.loads(out.read_text()))
         assert left[-1] == left[0], np
 
