@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from ddp_gd.steps.own.own_step import Ran
 from ddp_gd.steps.own.points import InPasses
-from ddp_gd.steps.own.trial import After, Look, Trial, restore, share_of_rows
+from ddp_gd.steps.own.trial import After, Look, Trial, of_variable, share_of_rows, sketches
 
 Tensor = Any
 
@@ -37,40 +38,39 @@ class PiecesTrial(Trial):
             for n, value in enumerate(share.values)
         ]
 
-    def _run_parts(self) -> After:
+    def _run_parts(self, begin: Callable[[], None]) -> After:
         step = self._step
-        before = [v.numpy() for v in step.variables]
         known: dict[int, list[Tensor]] = {}
         values: dict[int, np.ndarray] = {}
         returned: dict[int, Any] = {}
         for number, traced in enumerate(step.passes):
             given = [known[n] for n in step.known[number]]
+            written = [n for n, of in step.of_rows.items() if of == number]
             parts = []
             for first, size in self._cuts:
-                restore(step.variables, before)
+                begin()
                 rows = share_of_rows(self._rows, first, size)
                 found, points, _ = traced.traced(rows, first, size, self._count, given)
-                parts.append((found, points, [v.numpy() for v in step.variables]))
+                parts.append((found, points, [of_variable(step.variables[n]) for n in written]))
             for n in step.gives[number]:
                 put = tf.concat if step.points[n].joined else _sum
                 columns = zip(*(points[n] for _, points, _ in parts), strict=True)
                 known[n] = [put(list(column), 0) for column in columns]
-            for n, of in step.of_rows.items():
-                if of == number:
-                    values[n] = np.stack([left[n] for _, _, left in parts])
+            for n, *lefts in zip(written, *(left for _, _, left in parts), strict=True):
+                values[n] = np.stack(lefts)
             for n, of in step.returned_of_rows.items():
                 if of == number:
                     returned[n] = [found[n].numpy() for found, _, _ in parts]
-        restore(step.variables, before)
+        begin()
         given = [known[n] for n in range(len(step.points))]
         one = share_of_rows(self._rows, 0, 1)
         left, _, gradients = step.update.traced(one, 0, 1, self._count, given)
-        after = [v.numpy() for v in step.variables]
+        after = self._values()
         for n, of_parts in values.items():
             after[n] = np.concatenate([of_parts, after[n][None]])
         ran = Ran(
             [returned.get(n, value.numpy()) for n, value in enumerate(left)],
-            [gradient.numpy() for gradient in gradients],
+            sketches(gradients),
             tf.constant(True),
         )
         return After(ran, after)

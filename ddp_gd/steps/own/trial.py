@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,6 +17,7 @@ from ddp_gd.errors import ModelError
 from ddp_gd.steps.own.own_step import OwnRules, OwnStep, Ran
 from ddp_gd.steps.own.points import InPasses
 from ddp_gd.steps.proof.rounding import ROUNDINGS, TO_THE_SIDE, accepted, close, factors, few
+from ddp_gd.steps.proof.sketch import is_small, sketch
 
 Tensor = Any
 
@@ -29,7 +30,7 @@ _REMEDY = (
 
 
 class After(NamedTuple):
-    """What a run left."""
+    """What a run left; sketches of large gradients and variables."""
 
     ran: Ran
     values: list[np.ndarray]  # of the variables
@@ -83,7 +84,7 @@ class Trial:
         variables = self._step.variables
         first = [v.numpy() for v in variables]
         try:
-            self._run_whole()  # so that no state begins at zero
+            self._run(self._whole, self._rows, 0, self._count)  # so that no state begins at zero
             began = [v.numpy() for v in variables]
             return accepted(
                 self._communicator,
@@ -109,50 +110,53 @@ class Trial:
         return dataclasses.replace(tried, mean=frozenset(mean), summed=frozenset(summed), rows=rows)
 
     def _look(self, began: list[np.ndarray], scale: int, attempt: int) -> Look:
-        variables = self._step.variables
         weights = {id(_variable(w)) for w in self._whole.returned.weights}
-        is_weight = [id(v) in weights and v.dtype.is_floating for v in variables]
 
-        def moved(values: list[np.ndarray], part: float, seed: int) -> list[np.ndarray]:
-            return [
-                value * factors(value.shape, part, seed).astype(value.dtype) if weight else value
-                for value, weight in zip(values, is_weight, strict=True)
-            ]
+        def begin(rounded: bool = False) -> None:
+            # One after the other: a model and its optimizer may fill the memory.
+            for variable, value in zip(self._step.variables, began, strict=True):
+                if id(variable) in weights and variable.dtype.is_floating:
+                    value = scale * value
+                    if attempt:
+                        value = value * _factors(value, TO_THE_SIDE, attempt)
+                    if rounded:
+                        value = value * _factors(value, ROUNDINGS * 2.0**-23, 0)
+                variable.assign(value)
 
-        before = [scale * b if w else b for b, w in zip(began, is_weight, strict=True)]
-        if attempt:
-            before = moved(before, TO_THE_SIDE, attempt)
-        found = []
-        for run, values in (
-            (self._run_whole, before),
-            (self._run_whole, moved(before, ROUNDINGS * 2.0**-23, 0)),
-            (self._run_whole, before),
-            (self._run_parts, before),
-        ):
-            restore(variables, values)
-            found.append(run())
-        one, other, again, share = found
-        return Look(before, one, other, again, share, self._same(share))
+        begin()
+        before = self._values()
+        whole = self._run_whole()
+        begin(rounded=True)
+        moved = self._run_whole()
+        begin()
+        again = self._run_whole()
+        begin()
+        share = self._run_parts(begin)
+        return Look(before, whole, moved, again, share, self._same(share))
 
     def _same(self, share: After) -> list[bool]:
-        """Which variables are the same on all workers."""
-        digests = [hashlib.sha256(value.tobytes()).digest() for value in share.values]
+        """Which variables are the same on all workers, as the run on shares has left them."""
+        digests = [hashlib.sha256(_bytes(v.numpy())).digest() for v in self._step.variables]
         own = tf.constant(np.frombuffer(b"".join(digests), np.uint8).reshape(1, -1, 32))
         every = self._communicator.allgather(own).numpy()  # (workers, variables, 32)
         return list((every == every[0]).all((0, 2)))
 
     def _run_whole(self) -> After:
-        return self._after(self._whole.traced(self._rows, 0, self._count, self._count))
+        ran = self._run(self._whole, self._rows, 0, self._count)
+        return After(ran, self._values())
 
-    def _run_parts(self) -> After:
-        """Run the step on this worker's part."""
+    def _run_parts(self, begin: Callable[[], None]) -> After:
+        """Run the step on this worker's part; `begin` puts the variables back to where it began."""
         assert isinstance(self._step, OwnStep)
         own = share_of_rows(self._rows, self._start, self._size)
-        return self._after(self._step.traced(own, self._start, self._size, self._count))
+        return After(self._run(self._step, own, self._start, self._size), self._values())
 
-    def _after(self, found: Any) -> After:
-        ran = Ran(*tf.nest.map_structure(lambda t: t.numpy(), tuple(found)))
-        return After(ran, [v.numpy() for v in self._step.variables])
+    def _run(self, step: OwnStep, rows: list[Tensor], first: int, count: int) -> Ran:
+        returned, gradients, finite = step.traced(rows, first, count, self._count)
+        return Ran([t.numpy() for t in returned], sketches(gradients), finite)
+
+    def _values(self) -> list[np.ndarray]:
+        return [of_variable(v) for v in self._step.variables]
 
     def _require_gradients(self, looks: list[Look]) -> None:
         for _, whole, moved, _, share, _ in looks:
@@ -311,6 +315,26 @@ def share_of_rows(arrays: Sequence[Tensor], first: int, size: int) -> list[Tenso
 
 def _variable(weight: Any) -> Any:
     return weight.value if isinstance(weight, keras.Variable) else weight
+
+
+def sketches(gradients: Sequence[Tensor]) -> list[np.ndarray]:
+    """What tells gradients apart."""
+    return [sketch(gradient, tf.float64).numpy() for gradient in gradients]
+
+
+def of_variable(variable: Any) -> np.ndarray:
+    """Its value, or a sketch of it: float64, so that small changes of it are seen."""
+    if not variable.dtype.is_floating or is_small(variable):
+        return variable.numpy()
+    return sketch(variable, tf.float64).numpy()
+
+
+def _factors(value: np.ndarray, part: float, seed: int) -> np.ndarray:
+    return factors(value.shape, part, seed).astype(value.dtype)
+
+
+def _bytes(value: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def restore(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:

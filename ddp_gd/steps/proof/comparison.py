@@ -15,15 +15,11 @@ from ddp_gd.comm.tensors import COLLECTIVE
 from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
 from ddp_gd.steps.proof.rounding import ROUNDINGS, TO_THE_SIDE, factors
+from ddp_gd.steps.proof.sketch import sketch, sketched
 from ddp_gd.steps.rows import statistics
 from ddp_gd.steps.rules import Options, Rules
 
 Tensor = Any
-
-
-_SKETCH = 2**16  # numbers that tell of a gradient
-_AT_ONCE = 2**20  # are signed and added, so that no copy of all of it is needed
-_SHOWN = 4  # of its own numbers beside them, for messages
 
 
 class Look(NamedTuple):
@@ -198,7 +194,7 @@ class Comparison:
                 own = tf.stack(ones) if ones else tf.zeros([0, *spec.shape], spec.dtype)
             outputs.append(self.communicator.allgather(own).numpy())
         gradients = [
-            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(_sketched(spec), spec.dtype))
+            sum((piece.gradients[i] for piece, _ in filled), tf.zeros(sketched(spec), spec.dtype))
             for i, spec in enumerate(specs.gradients)
         ]
         return Evidence(
@@ -244,32 +240,7 @@ class Comparison:
 def _evidence(traced: Traced, *given: Any) -> Evidence:
     """What a function computes; of large gradients, sketches."""
     found = traced.function(*given)[2]
-    return found._replace(gradients=[_sketch(gradient) for gradient in found.gradients])
-
-
-def _sketch(gradient: Tensor) -> Tensor:
-    """A gradient, or sums over parts of a large one, each number with a sign drawn at random.
-
-    They add up as gradients do, so that none needs to travel, or to stay in memory; and they differ
-    where gradients differ, in whichever numbers.
-    """
-    (length,) = _sketched(gradient)
-    flat = tf.reshape(gradient, [-1])
-    if length == len(flat):
-        return flat
-    sums, random = tf.zeros([_SKETCH], flat.dtype), np.random.default_rng(0)
-    for start in range(0, len(flat), _AT_ONCE):
-        part = flat[start : start + _AT_ONCE]
-        part *= tf.constant(2 * random.integers(0, 2, len(part), np.int8) - 1, flat.dtype)
-        part = tf.pad(part, [[0, -len(part) % _SKETCH]])
-        sums += tf.reduce_sum(tf.reshape(part, [-1, _SKETCH]), 0)
-    return tf.concat([flat[:_SHOWN], sums / (len(flat) / _SKETCH) ** 0.5], 0)
-
-
-def _sketched(gradient: Tensor | tf.TensorSpec) -> list[int]:
-    """The shape of its sketch."""
-    size = gradient.shape.num_elements()
-    return [size if size <= _SKETCH else _SHOWN + _SKETCH]
+    return found._replace(gradients=[sketch(gradient) for gradient in found.gradients])
 
 
 def _arrays(evidence: Evidence) -> Evidence:
