@@ -7,7 +7,7 @@ sums, in whatever order is fastest: equal to rounding at any number of workers.
 number of micro-batches alone: equal to the last bit. Several micro-batches are computed at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ from ddp_gd.steps import tree
 from ddp_gd.steps.rules import Options
 
 Tensor = Any
+_BUCKET = 2**25  # bytes of a worker's gradient that the canonical tree exchanges at once
 
 
 class Function(Protocol):
@@ -209,18 +210,25 @@ class CanonicalTree:
     ) -> list[Tensor]:
         """Exchange this worker's nodes for all workers' total."""
         total: list[Tensor] = [None] * len(specs)
-        for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
-            places = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
+        before: list[Tensor] = []
+        for places in _buckets(specs):
+            dtype = specs[places[0]].dtype
             sizes = [specs[i].shape.num_elements() for i in places]
             padding = -sum(sizes) % self.communicator.size
-            vectors = [
-                tf.concat(
-                    [*(tf.reshape(tensors[i], [-1]) for i in places), tf.zeros([padding], dtype)], 0
-                )
-                for tensors in nodes
-            ]
+            with tf.control_dependencies(before):  # copies of one bucket at a time
+                vectors = [
+                    tf.concat(
+                        [
+                            *(tf.reshape(tensors[i], [-1]) for i in places),
+                            tf.zeros([padding], dtype),
+                        ],
+                        0,
+                    )
+                    for tensors in nodes
+                ]
             width = (sum(sizes) + padding) // self.communicator.size
             vector = self._finish_vector(vectors, width, dtype, owned, micro_batches)
+            before = [vector]
             parts = tf.split(vector, [*sizes, padding])
             for i, part in zip(places, parts, strict=False):  # the last one is the padding
                 total[i] = tf.reshape(part, specs[i].shape)
@@ -277,10 +285,10 @@ class _Worker:
         """Compute groups of `lanes` micro-batches; return the nodes that they make up, and pieces.
 
         The sums are kept as a binary counter keeps its digits: adding a group to them carries, and
-        what stands at a digit is always a whole node.
+        what stands at a digit is always a whole node, flat; or empty, so that no memory is held.
         """
         sums, pieces = self._summands.function.structured_outputs
-        zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), sums)
+        none = tf.nest.map_structure(lambda spec: tf.zeros([0], spec.dtype), sums)
         digits = groups.bit_length()
 
         def add(group: Tensor, counter: list[Any], joined: Any) -> tuple[Tensor, list[Any], Any]:
@@ -294,10 +302,10 @@ class _Worker:
         _, counter, joined = tf.while_loop(
             lambda group, *_: group < groups,
             add,
-            (tf.constant(0), [zeros] * digits, tf.nest.map_structure(_no_rows, pieces)),
+            (tf.constant(0), [none] * digits, tf.nest.map_structure(_no_rows, pieces)),
             shape_invariants=(
                 tf.TensorShape([]),
-                [tf.nest.map_structure(lambda spec: spec.shape, sums)] * digits,
+                [tf.nest.map_structure(lambda _: tf.TensorShape([None]), sums)] * digits,
                 tf.nest.map_structure(lambda spec: tf.TensorShape([None, *spec.shape[1:]]), pieces),
             ),
             parallel_iterations=1,
@@ -307,7 +315,7 @@ class _Worker:
         for digit in reversed(range(digits)):
             if groups >> digit & 1:
                 level = group_level + digit
-                held[level, start >> level] = counter[digit]
+                held[level, start >> level] = _shaped(counter[digit], sums)
                 start += 1 << level
         return held, [joined]
 
@@ -327,6 +335,22 @@ def reduction(communicator: Communicator, options: Options) -> AllReduce | Canon
     return CanonicalTree(communicator, size, lanes)
 
 
+def _buckets(specs: list[Any]) -> Iterator[list[int]]:
+    """Places of tensors of one dtype, as many as are exchanged at once."""
+    for dtype in sorted({spec.dtype for spec in specs}, key=lambda dtype: dtype.name):
+        bucket: list[int] = []
+        size = 0
+        for place, spec in enumerate(specs):
+            if spec.dtype != dtype:
+                continue
+            if bucket and size + spec.shape.num_elements() * dtype.size > _BUCKET:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(place)
+            size += spec.shape.num_elements() * dtype.size
+        yield bucket
+
+
 def one_row_at_least(share: list[Tensor], empty: Tensor) -> list[Tensor]:
     """A share's rows, or one of zeros where it is empty, so that it takes part in the others'."""
 
@@ -341,13 +365,25 @@ def one_row_at_least(share: list[Tensor], empty: Tensor) -> list[Tensor]:
 
 def _carry(number: Tensor, value: Any, counter: list[Any], digit: int = 0) -> list[Any]:
     """Add a value to a binary counter that has counted `number` of them."""
-    if digit == len(counter) - 1:  # reached once: the counter has digits for all values
-        return [*counter[:digit], value]
+    flat = tf.nest.map_structure(lambda t: tf.reshape(t, [-1]), value)
+    before, after = counter[:digit], counter[digit + 1 :]
+    if not after:  # reached once: the counter has digits for all values
+        return [*before, flat]
+
+    def carried() -> list[Any]:
+        none = tf.nest.map_structure(lambda t: tf.zeros([0], t.dtype), flat)
+        total = _add(_shaped(counter[digit], value), value)
+        return _carry(number, total, [*before, none, *after], digit + 1)
+
     return tf.cond(
         tf.equal(tf.bitwise.right_shift(number, digit) & 1, 1),
-        lambda: _carry(number, _add(counter[digit], value), counter, digit + 1),
-        lambda: [*counter[:digit], value, *counter[digit + 1 :]],
+        carried,
+        lambda: [*before, flat, *after],
     )
+
+
+def _shaped(flat: Any, specs: Any) -> Any:
+    return tf.nest.map_structure(lambda t, spec: tf.reshape(t, spec.shape), flat, specs)
 
 
 def _add(left: Any, right: Any) -> Any:

@@ -4,8 +4,9 @@
 
 `few` gives each model but those that are part of another one optimizer and one batch size, `one` is
 one of those, `most` gives each model every optimizer and every batch size once, `all` every
-combination. The backend comes from the
-variable BACKEND, the part that is audited from AUDIT, inter-op threads from TF_NUM_INTEROP_THREADS.
+combination. The backend comes from the variable BACKEND, the part that is audited from AUDIT,
+inter-op threads from TF_NUM_INTEROP_THREADS, and how many bytes are exchanged at once from
+EXCHANGED_AT_ONCE.
 """
 
 import gc
@@ -19,6 +20,7 @@ import numpy as np
 from keras import layers
 
 import ddp_gd
+from ddp_gd.steps import reduction
 from ddp_gd.training.replicas import _digest
 
 gc.freeze()  # see cases.py
@@ -169,6 +171,7 @@ def cases(which):
 def main():
     """Train every case."""
     ddp_gd.init(backend=os.environ.get("BACKEND", "auto"), bitwise=True)
+    reduction._BUCKET = int(os.environ.get("EXCHANGED_AT_ONCE", reduction._BUCKET))
     left = {}
     for name, kind, optimizer, (batch_size, micro_batch_size, epochs) in cases(sys.argv[2]):
         keras.utils.set_random_seed(5)

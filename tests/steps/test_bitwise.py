@@ -23,7 +23,12 @@ def left_by(workers, launcher, backend, inter_op, which="few", audit="0"):
             workers,
             [PROGRAM, str(out), which],
             launcher=launcher,
-            env={"BACKEND": backend, "TF_NUM_INTEROP_THREADS": str(inter_op), "AUDIT": audit},
+            env={
+                "BACKEND": backend,
+                "TF_NUM_INTEROP_THREADS": str(inter_op),
+                "AUDIT": audit,
+                "EXCHANGED_AT_ONCE": str(2**25 if workers < 3 else 500),
+            },
             timeout=600,
         )
         assert job.returncode == 0, job.stderr[-3000:]
@@ -40,7 +45,7 @@ def left_by(workers, launcher, backend, inter_op, which="few", audit="0"):
 def test_the_number_of_workers_leaves_no_trace(workers, launcher, backend, inter_op, which, audit):
     """Weights, optimizer state and History are those of one process with one thread, to the bit.
 
-    Nor does an audit, which finds nothing.
+    Nor does an audit, which finds nothing, or a gradient that is exchanged piece by piece.
     """
     alone = left_by(1, "python", "single", 1)
     left = left_by(workers, launcher, backend, inter_op, which, audit)
