@@ -1,8 +1,18 @@
-"""What proc(5) tells of the processes of this host."""
+"""What the kernel tells of the processes of this host, and of the control groups of this one.
 
+A container's limits are those of its control group. Groups of version 1 have a folder for each
+controller.
+"""
+
+import contextlib
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+_ROOT = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
 
 
 class Status(NamedTuple):
@@ -59,3 +69,62 @@ def open_files(process: int) -> list[str] | None:
     except OSError:
         return None
     return names
+
+
+def cores_limit(root: Path = _ROOT, own: Path = _OWN) -> float:
+    """Return how many cores' time the group may use; infinity without a limit.
+
+    Args:
+        root: where control groups are mounted.
+        own: the file that says which ones this process is in.
+    """
+    least = math.inf
+    for folder in _folders("cpu", root, own):
+        with contextlib.suppress(OSError, ValueError):
+            if (folder / "cpu.max").exists():  # version 2
+                limit, period = (folder / "cpu.max").read_text().split()
+            else:
+                limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            if limit not in ("max", "-1"):
+                least = min(least, int(limit) / int(period))
+    return least
+
+
+def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> float:
+    """Return how many bytes the group may hold; infinity without a limit."""
+    least = math.inf
+    for folder in _folders("memory", root, own):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                limit = int((folder / name).read_text())
+                least = min(least, limit if limit < 2**62 else math.inf)
+    return least
+
+
+def memory_kills(root: Path = _ROOT, own: Path = _OWN) -> int:
+    """Return how many processes of the group the kernel has killed for memory; 0 if unknown."""
+    for folder in _folders("memory", root, own):
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError):
+                lines = (folder / name).read_text().splitlines()
+                return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
+
+
+def _folders(controller: str, root: Path, own: Path) -> Iterator[Path]:
+    """This process's groups, each followed by those that it is in: their limits hold, too."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / controllers
+        group = base / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            yield folder
+            if folder == base:
+                break

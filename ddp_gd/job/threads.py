@@ -1,9 +1,6 @@
 """How many cores a worker may keep busy: its own, or its part of those that workers share."""
 
-import contextlib
-import math
 import os
-from pathlib import Path
 
 import tensorflow as tf
 
@@ -16,44 +13,7 @@ def for_worker(local_size: int) -> int:
     Args:
         local_size: workers on this host, in the same container if they are in one.
     """
-    return max(1, int(min(_by_affinity(local_size), quota() / local_size)))
-
-
-def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Return how many cores' time this process's control group may use; infinity without a limit.
-
-    A container's limit is such a quota: its affinity shows every core of the host.
-
-    Args:
-        root: where control groups are mounted, of version 2 or, with a folder each, of version 1.
-        own: the file that says which ones this process is in.
-    """
-    least = math.inf
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return least
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers
-        group = base / path.lstrip("/")
-        for folder in [group, *group.parents]:  # a limit holds for everything below it
-            with contextlib.suppress(OSError, ValueError):
-                least = min(least, _limit(folder))
-            if folder == base:
-                break
-    return least
-
-
-def _limit(folder: Path) -> float:
-    if (folder / "cpu.max").exists():  # version 2
-        limit, period = (folder / "cpu.max").read_text().split()
-    else:
-        limit = (folder / "cpu.cfs_quota_us").read_text().strip()
-        period = (folder / "cpu.cfs_period_us").read_text()
-    return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+    return max(1, int(min(_by_affinity(local_size), procfs.cores_limit() / local_size)))
 
 
 def _by_affinity(local_size: int) -> int:

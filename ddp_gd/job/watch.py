@@ -19,6 +19,7 @@ Not seen: a worker that computes for ever inside a step, since a long step looks
 """
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from ddp_gd.comm.base import Board, Communicator
+from ddp_gd.job import procfs
 from ddp_gd.job.peers import ENDED, FAILING, RUNNING, SPEAKING, TICK, Peers, introduction
 
 PATIENCE = 10  # limits that a worker which answers may take to come to a collective
@@ -58,6 +60,7 @@ class Watch:
         self._state = RUNNING
         self._introduction = introduction()
         self._launcher = os.getppid()
+        self._killed_before = procfs.memory_kills()
         self._peers = Peers(board, self._rank)
         self._doubt = 0  # looks in a row at which some worker had left too early
         self._alone = 0  # and at which one was waited for that had an exception alone
@@ -136,8 +139,7 @@ class Watch:
                 self._end(1)
             gone &= self._peers.saying(RUNNING)
             if gone and now >= self._quiet_until:
-                what = "has died; the launcher tells of what"
-                self._stop(min(gone), what, gone, seen_by=self._peers.near)
+                self._stop(min(gone), self._death(), gone, seen_by=self._peers.near)
             if os.getppid() != self._launcher:
                 self._say("the launcher of this job is gone")
                 self._end(1)
@@ -152,6 +154,17 @@ class Watch:
     def _run(self) -> None:
         while not self._left.wait(TICK):
             self.look()
+
+    def _death(self) -> str:
+        """What a process of this host has died of, as far as can be told."""
+        if procfs.memory_kills() == self._killed_before:
+            return "has died; the launcher tells of what"
+        limit = procfs.memory_limit()
+        may = f", which may hold {limit / 1e9:.1f} GB" if math.isfinite(limit) else ""
+        return (
+            f"was killed by the kernel: no memory is left for its control group{may} (less is held "
+            "with a micro_batch_size, memory-mapped arrays, or fewer workers on this host)"
+        )
 
     def _look_for_early_leavers(self, waits: bool) -> None:
         early = {

@@ -37,7 +37,7 @@ def test_cores_of_siblings(
 ) -> None:
     """Workers that a launcher bound to cores of their own keep them, whatever else it started."""
     sets = {0: own, 1: own, 2: other, **{3 + n: set(range(8)) for n in range(connections)}}
-    monkeypatch.setattr(threads, "quota", lambda: math.inf)
+    monkeypatch.setattr(procfs, "cores_limit", lambda: math.inf)
     monkeypatch.setattr(os, "sched_getaffinity", sets.__getitem__)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(procfs, "children", lambda parent: list(sets)[1:])
@@ -69,8 +69,8 @@ def test_the_quota_of_a_container_is_read(
         (tmp_path / name).write_text(text)
     own = tmp_path / "own"
     own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
-    assert threads.quota(tmp_path, own) == expected
-    assert threads.quota(tmp_path, tmp_path / "missing") == math.inf
+    assert procfs.cores_limit(tmp_path, own) == expected
+    assert procfs.cores_limit(tmp_path, tmp_path / "missing") == math.inf
 
 
 def test_a_quota_is_shared_by_the_workers_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,5 +78,35 @@ def test_a_quota_is_shared_by_the_workers_of_a_host(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(procfs, "children", lambda parent: [])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(threads, "quota", lambda: 5.5)
+    monkeypatch.setattr(procfs, "cores_limit", lambda: 5.5)
     assert [threads.for_worker(workers) for workers in (1, 2, 3, 8)] == [5, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "limit", "kills"),
+    [
+        ({}, math.inf, 0),
+        ({"a/b/memory.max": "max", "a/memory.max": "300"}, 300, 0),
+        ({"a/b/memory.max": "200", "a/b/memory.events": "oom 5\noom_kill 2\n"}, 200, 2),
+        # Without a limit it is a number near 2**63.
+        (
+            {
+                "memory/x/memory.limit_in_bytes": "9223372036854771712",
+                "memory/x/memory.oom_control": "under_oom 0\noom_kill 1\n",
+            },
+            math.inf,
+            1,
+        ),
+    ],
+)
+def test_what_a_container_may_hold(
+    tmp_path: Path, files: dict[str, str], limit: float, kills: int
+) -> None:
+    """The least limit of its memory, and how many processes the kernel has killed for it."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    own = tmp_path / "own"
+    own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
+    assert procfs.memory_limit(tmp_path, own) == limit
+    assert procfs.memory_kills(tmp_path, own) == kills

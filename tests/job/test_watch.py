@@ -229,6 +229,23 @@ def test_a_dead_worker_is_noticed_at_once(clock: Clock, capsys) -> None:
     assert f"rank 1 (process {process.pid} on beta) has died" in capsys.readouterr().err
 
 
+def test_a_worker_that_had_no_memory_is_said_to(clock: Clock, capsys, monkeypatch) -> None:
+    """The kernel counts whom it kills for a control group's limit."""
+    monkeypatch.setattr(procfs, "memory_kills", lambda: 3)
+    monkeypatch.setattr(procfs, "memory_limit", lambda: 2e9)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        job = Job(2, Report(0, process.pid, procfs.status(process.pid).began))
+        monkeypatch.setattr(procfs, "memory_kills", lambda: 4)
+        process.kill()
+        process.wait()
+        with pytest.raises(Ended):
+            job.look(TICK, clock, ranks=(0,))
+    said = capsys.readouterr().err
+    assert "on beta) was killed by the kernel" in said
+    assert "may hold 2.0 GB" in said
+    assert "micro_batch_size" in said
+
+
 def test_who_wakes_up_to_a_dead_worker_is_quiet(clock: Clock) -> None:
     """The others may have ended the job because of this one; if not, it speaks a little later."""
     with subprocess.Popen(["sleep", "60"]) as process:
