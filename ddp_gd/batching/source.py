@@ -25,9 +25,10 @@ SAMPLED_ROWS = 32
 def sampled_rows(batch_rows: int, micro_batch_size: int | None, size: int) -> int:
     """How many rows of a global mini-batch `Source.sample` gives.
 
-    Every worker computes them at once: not many more than fit into its memory.
+    Every worker computes them at once: not many more than fit into its memory. But two rows that a
+    layer shuffles are in their own order every other time.
     """
-    most = max(2, micro_batch_size) if micro_batch_size else max(8, -(-batch_rows // size))
+    most = max(4, micro_batch_size) if micro_batch_size else max(8, -(-batch_rows // size))
     return min(batch_rows, most, SAMPLED_ROWS)
 
 

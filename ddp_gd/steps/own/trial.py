@@ -86,12 +86,15 @@ class Trial:
         try:
             self._run(self._whole, self._rows, 0, self._count)  # so that no state begins at zero
             began = [v.numpy() for v in variables]
-            return accepted(
-                self._communicator,
-                lambda attempt: self._judged(
-                    tried, [self._look(began, scale, attempt) for scale in (1, 3)]
-                ),
-            )
+
+            def attempt(number: int) -> OwnRules:
+                one = self._look(began, 1, number)
+                # Seeds and counters as the first look left them: other numbers are drawn.
+                counted = zip(began, one.whole.values, strict=True)
+                more = [new if new.dtype.kind in "iu" else old for old, new in counted]
+                return self._judged(tried, [one, self._look(more, 3, number)])
+
+            return accepted(self._communicator, attempt)
         finally:
             restore(variables, first)
 

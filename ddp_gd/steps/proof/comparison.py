@@ -31,6 +31,7 @@ class Look(NamedTuple):
     pieces: Evidence  # outputs: of all rows, as in the whole; gradients, in sketches: added up
     rows: np.ndarray  # of each piece
     layout: Layout
+    before: list[np.ndarray]  # what the variables were that change
 
 
 @dataclasses.dataclass
@@ -75,7 +76,8 @@ class Comparison:
     def look(self, step: Traced, attempt: int = 0) -> list[Look]:
         """Compute whole and in pieces, with the weights as they are and three times as large.
 
-        Where units are saturated, or a hinge is open for all rows, two rules may look the same.
+        Where units are saturated, or a hinge is open for all rows, two rules may look the same. The
+        second time begins with the state that the first has left, so that other numbers are drawn.
 
         Args:
             step: as it is to be for pieces.
@@ -85,12 +87,12 @@ class Comparison:
         own = step.micro_batch.state
         zeros = own.metrics_before(carried=False)
         changed = step.layout.changes.metrics
+        others = own.read()[len(own.weights) :]
         looks = []
         for scale in (1, 3):
             weights = own.weights_of(own.read())
             state = list(weights) if scale == 1 else [scale * v for v in weights]
             del weights  # no copy more than must be: a model may fill the memory
-            others = own.read()[len(state) :]
             if attempt:
                 state = [self._moved(v, attempt, TO_THE_SIDE) for v in state]
             whole_rows = (self.rows, 0, self.count, self.count)
@@ -99,6 +101,7 @@ class Comparison:
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
             again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
+            began = dict(zip(map(id, [*own.weights, *own.others]), [*state, *others], strict=True))
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
@@ -119,8 +122,11 @@ class Comparison:
                         tf.constant([size for size in sizes if size], tf.int32)
                     ).numpy(),
                     layout=step.layout,
+                    before=[began[id(v)].numpy() for v in step.layout.changes.state],
                 )
             )
+            new = dict(zip(map(id, step.layout.changes.state), one.state, strict=True))
+            others = [new.get(id(v), value) for v, value in zip(own.others, others, strict=True)]
         return looks
 
     @property

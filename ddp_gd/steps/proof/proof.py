@@ -219,22 +219,24 @@ class _Judge:
                     look.moved.state[number],
                     look.pieces.state[number],
                     look.rows,
+                    look.before[number],
                 )
                 for look in self._looks
             ]
-            whole, _, values, rows = found[0]
+            whole, _, values, rows, _ = found[0]
             weight = any(variable is trained for trained in layout.weights)
             real = np.issubdtype(whole.dtype, np.floating) or whole.dtype.kind == "V"
-            before = variable.value.numpy()
             # What micro-batches make of their own statistics is seen without them here.
             if (not self._in_pieces or not real or weight) and all(
                 np.array_equal(value, v[0]) and self._close(value, w, m)
-                for w, m, v, _ in found
+                for w, m, v, _, _ in found
                 for value in v
             ):
                 same.add(variable.path)
             elif (
-                real and not weight and all(self._close(_mean(v, r), w, m) for w, m, v, r in found)
+                real
+                and not weight
+                and all(self._close(_mean(v, r), w, m) for w, m, v, r, _ in found)
             ):
                 pass
             elif (
@@ -242,7 +244,7 @@ class _Judge:
                 and whole.dtype != bool
                 and all(
                     self._close(before + (v - before).sum(0, dtype=w.dtype), w, m)
-                    for w, m, v, _ in found
+                    for w, m, v, _, before in found
                 )
             ):
                 summed.add(variable.path)
