@@ -392,6 +392,19 @@ def reversed_rows() -> Case:
     return meeting(lambda x: x + ops.flip(x, axis=0))
 
 
+@planted("gives row")
+def rows_mixed_by_a_draw() -> Case:
+    """As CutMix and MixUp do; a few rows may be drawn in their own order."""
+
+    def mixed(layer: Any, x: Any) -> Any:
+        order = keras.random.shuffle(ops.arange(ops.shape(x)[0]), seed=layer.seed)
+        return x + ops.take(x, order, 0)
+
+    layer = calling(mixed)
+    layer.seed = keras.random.SeedGenerator(1)
+    return with_layers(layer)
+
+
 @planted("The layer 'softmax' gives row")
 def softmax_over_rows() -> Case:
     return with_layers(layers.Softmax(axis=0, name="softmax"))
