@@ -128,9 +128,9 @@ class _Watched:
         self.structured_outputs = sums, (pieces, checks)
 
     def __call__(self, *arguments: Any) -> tuple[Any, Any]:
-        _, rows, start = arguments[:3]
+        _, rows, place = arguments[:3]
         result = sums, pieces = self._function(*arguments)
-        number = start // self._size
+        number = place.first // self._size
         checks = tf.cond(
             self._places[number - self._first],
             lambda: checksums(number, rows, result),

@@ -142,9 +142,7 @@ class MicroBatch:
         self,
         state: list[Tensor],
         rows: list[Tensor],
-        first: Tensor,
-        count: Tensor,
-        batch_rows: Tensor,
+        place: draws.Rows,
         totals: Tensor,
         metrics: list[Tensor],
         met: Met | tuple[()],
@@ -154,30 +152,23 @@ class MicroBatch:
         Args:
             state: values of the model's variables, as `ModelState.read` gives them.
             rows: of the micro-batch, as the signature describes them.
-            first: the first one's place in the global mini-batch.
-            count: how many there are; 0 where one row stands for none.
-            batch_rows: rows of the global mini-batch.
+            place: which ones of the global mini-batch; the count is 0 where one stands for none.
             totals: denominators of the whole global mini-batch, see `losses`.
             metrics: the states that metrics begin with.
             met: the losses in which rows meet, of all rows, where micro-batches can't see them.
         """
-        place = draws.Rows(first, count, batch_rows)
         with self.state.copies(state, metrics) as copies:
             passed, trained, gradients = self._pass(copies, state, rows, place, totals, met)
             new_state, new_metrics, changes = self.state.sums(
-                copies, self.rules, place.fraction, tf.equal(first, 0)
+                copies, self.rules, place.fraction, tf.equal(place.first, 0)
             )
             copies.require_listed()
             state_after = [copies.value(v) for v in changes.state]
             metrics_after = [copies.value(v) for v in changes.metrics]
         found = [
-            (
-                gradient
-                if isinstance(gradient, tf.IndexedSlices)
-                else tf.ensure_shape(gradient, weight.shape)
-            )
-            for gradient, weight in zip(gradients, trained, strict=True)
-            if gradient is not None
+            g if isinstance(g, tf.IndexedSlices) else tf.ensure_shape(g, w.shape)
+            for g, w in zip(gradients, trained, strict=True)
+            if g is not None
         ]
         slices = [g for g in found if isinstance(g, tf.IndexedSlices)]
         dense = [g for g in found if not isinstance(g, tf.IndexedSlices)]
@@ -196,20 +187,14 @@ class MicroBatch:
         return (sums, pieces, evidence), Layout(trained, kinds, changes, passed.counts)
 
     def layer_outputs(
-        self,
-        state: list[Tensor],
-        rows: list[Tensor],
-        first: Tensor,
-        count: Tensor,
-        batch_rows: Tensor,
+        self, state: list[Tensor], rows: list[Tensor], place: draws.Rows
     ) -> tuple[list[Tensor], list[str]]:
         """What each layer gives in a forward pass, and its name."""
         x, _, _ = self.signature.unpack(rows)
-        place = draws.Rows(first, count, batch_rows)
         with (
             self.state.copies(state),
             draws.of_rows(place),
-            self._statistics(count),
+            self._statistics(place.count),
             self._meeting(place),
             keras_private.watched_layers() as seen,
         ):
@@ -217,19 +202,13 @@ class MicroBatch:
         return [tensor for _, tensor in seen], [name for name, _ in seen]
 
     def denominators(
-        self,
-        state: list[Tensor],
-        rows: list[Tensor],
-        first: Tensor,
-        count: Tensor,
-        batch_rows: Tensor,
+        self, state: list[Tensor], rows: list[Tensor], place: draws.Rows
     ) -> tuple[tuple[Tensor, Outputs | tuple[()]], list[bool]]:
         """What each loss divides by on one micro-batch; and what its rows give, if they meet.
 
         Where only masks are needed of the forward pass, TensorFlow prunes the rest from the graph.
         """
         x, y, sample_weight = self.signature.unpack(rows)
-        place = draws.Rows(first, count, batch_rows)
         with self.state.copies(state), draws.of_rows(place), self._meeting(place):
             y_pred = self._forward(x, self._training)
             counts = self.losses.denominators(y, y_pred, sample_weight)
@@ -325,7 +304,7 @@ class Traced(NamedTuple):
         """What `function` needs to know of all rows: its arguments `totals` and `met`."""
         if self.before is None:
             return tf.zeros(len(self.micro_batch.losses)), ()
-        found, outputs = self.before(state, rows, 0, count, count)
+        found, outputs = self.before(state, rows, draws.Rows(0, count, count))
         return found, self.met(outputs) if self.met is not None else ()
 
 
@@ -356,7 +335,8 @@ def trace(make: Callable[[], MicroBatch], isolated: bool = False) -> Traced:
 
 def _trace(micro_batch: MicroBatch, isolated: bool) -> Traced:
     number = tf.TensorSpec([], tf.int32)
-    specs = (micro_batch.state.specs, micro_batch.signature.specs, number, number, number)
+    place = draws.Rows(number, number, number)
+    specs = (micro_batch.state.specs, micro_batch.signature.specs, place)
     met, before = None, None
     met_specs: tuple[Any, ...] = ()
     keeps = graph.isolated if isolated else graph.inlined

@@ -16,14 +16,8 @@ from ddp_gd.steps.finite import all_finite, looked_at
 from ddp_gd.steps.micro_batch import Pieces, Sums
 from ddp_gd.steps.proof import proof
 from ddp_gd.steps.proof.comparison import Comparison
-from ddp_gd.steps.reduction import (
-    CanonicalTree,
-    Flags,
-    Function,
-    Summands,
-    no_flags,
-    reduction,
-)
+from ddp_gd.steps.reduction import CanonicalTree, Flags, Function, Summands, no_flags, reduction
+from ddp_gd.steps.rows.draws import Rows
 from ddp_gd.steps.rules import Options
 from ddp_gd.steps.state import log_losses
 
@@ -116,7 +110,7 @@ class SharedStep:
 
         def sums(function: Function, *more: Any, flags: Flags = no_flags) -> tuple:
             def arguments(mine: list[Tensor], first: Tensor, real: Tensor) -> tuple:
-                return (state, mine, first, real, batch_rows, *more)
+                return (state, mine, Rows(first, real, batch_rows), *more)
 
             return reduce(Summands(function, arguments, rows, start, count, flags))
 
@@ -180,8 +174,9 @@ class SharedStep:
             found: what the step left.
         """
         function = self.audited[which]
-        given: tuple[Any, ...] = (self._state.read(), rows, number * self._options.micro_batch_size)
-        given += (tf.shape(rows[0])[0], batch_rows)
+        first = number * self._options.micro_batch_size
+        place = Rows(first, tf.shape(rows[0])[0], batch_rows)
+        given: tuple[Any, ...] = (self._state.read(), rows, place)
         if function is self.traced:
             given += (found.totals, self._state.metrics_before(carried=False), found.met)
         return checksums(number, rows, function(*given))

@@ -16,7 +16,7 @@ from ddp_gd.steps import graph, keras_private
 from ddp_gd.steps.micro_batch import Evidence, Layout, MicroBatch, Traced, trace
 from ddp_gd.steps.proof.rounding import ROUNDINGS, TO_THE_SIDE, factors
 from ddp_gd.steps.proof.sketch import sketch, sketched
-from ddp_gd.steps.rows import statistics
+from ddp_gd.steps.rows import draws, statistics
 from ddp_gd.steps.rules import Options, Rules
 
 Tensor = Any
@@ -62,16 +62,8 @@ class Comparison:
 
     def step(self, rules: Rules) -> Traced:
         """Trace what a step computes of a share or micro-batch."""
-        return trace(
-            lambda: MicroBatch(
-                self.model,
-                self.signature,
-                None if self.in_pieces else self.communicator,
-                rules,
-                training=self.options.training,
-            ),
-            isolated=self.options.bitwise_lanes > 0,
-        )
+        together = None if self.in_pieces else self.communicator
+        return self._trace(together, rules, isolated=self.options.bitwise_lanes > 0)
 
     def look(self, step: Traced, attempt: int = 0) -> list[Look]:
         """Compute whole and in pieces, with the weights as they are and three times as large.
@@ -95,7 +87,7 @@ class Comparison:
             del weights  # no copy more than must be: a model may fill the memory
             if attempt:
                 state = [self._moved(v, attempt, TO_THE_SIDE) for v in state]
-            whole_rows = (self.rows, 0, self.count, self.count)
+            whole_rows = (self.rows, draws.Rows(0, self.count, self.count))
             total, met = of_whole.totals(state + others, self.rows, self.count)
             one = _evidence(of_whole, state + others, *whole_rows, total, zeros, met)
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
@@ -105,8 +97,9 @@ class Comparison:
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
-                rows = (piece, first, size, self.count)
-                pieces.append(_evidence(of_piece, state + others, *rows, total, zeros, met))
+                place = draws.Rows(first, size, self.count)
+                given = (state + others, piece, place, total, zeros, met)
+                pieces.append(_evidence(of_piece, *given))
                 sizes.append(size)
             for n, weight in enumerate(state):
                 state[n] = self._moved(weight, 0, ROUNDINGS * self.epsilon)
@@ -155,7 +148,13 @@ class Comparison:
         # A single worker computes whatever rows it is given as a whole.
         return self._trace(SingleCommunicator(), step.micro_batch.rules), step
 
-    def _trace(self, together: Communicator | None, rules: Rules, moments: Any = None) -> Traced:
+    def _trace(
+        self,
+        together: Communicator | None,
+        rules: Rules,
+        moments: Any = None,
+        isolated: bool = False,
+    ) -> Traced:
         return trace(
             lambda: MicroBatch(
                 self.model,
@@ -164,7 +163,8 @@ class Comparison:
                 rules,
                 training=self.options.training,
                 moments=moments,
-            )
+            ),
+            isolated,
         )
 
     def _cuts(self) -> list[tuple[int, int]]:
@@ -227,10 +227,11 @@ class Comparison:
         ):
             traced = self._trace(together, rules, moments)
             outputs, names = graph.with_layout(
-                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs[:5]
+                graph.inlined, traced.micro_batch.layer_outputs, *traced.specs[:3]
             )
             rows = [_at_least_one(row[first : first + size]) for row in self.rows]
-            tensors = outputs(traced.micro_batch.state.read(), rows, first, size, self.count)
+            place = draws.Rows(first, size, self.count)
+            tensors = outputs(traced.micro_batch.state.read(), rows, place)
             sides.append([(n, t.numpy()) for n, t in zip(names, tensors, strict=True)])
         # None of them where the share is empty; but the same layers on every worker.
         real = min(some, self._stop - self._start)
