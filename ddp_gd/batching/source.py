@@ -28,7 +28,7 @@ def sampled_rows(batch_rows: int, micro_batch_size: int | None, size: int) -> in
     Every worker computes them at once: not many more than fit into its memory. But two rows that a
     layer shuffles are in their own order every other time.
     """
-    most = max(4, micro_batch_size) if micro_batch_size else max(8, -(-batch_rows // size))
+    most = max(3, micro_batch_size) if micro_batch_size else max(8, -(-batch_rows // size))
     return min(batch_rows, most, SAMPLED_ROWS)
 
 
