@@ -44,6 +44,16 @@ def test_cores_of_siblings(
     assert threads.for_worker(2) == expected
 
 
+def control_groups(root: Path, files: dict[str, str]) -> Path:
+    """Write files of control groups; return the one that says which ones a process is in."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    own = root / "own"
+    own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
+    return own
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -64,11 +74,7 @@ def test_the_quota_of_a_container_is_read(
     tmp_path: Path, files: dict[str, str], expected: float
 ) -> None:
     """The least limit of the process's control group and those around it, of either version."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    own = tmp_path / "own"
-    own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
+    own = control_groups(tmp_path, files)
     assert procfs.cores_limit(tmp_path, own) == expected
     assert procfs.cores_limit(tmp_path, tmp_path / "missing") == math.inf
 
@@ -103,10 +109,6 @@ def test_what_a_container_may_hold(
     tmp_path: Path, files: dict[str, str], limit: float, kills: int
 ) -> None:
     """The least limit of its memory, and how many processes the kernel has killed for it."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    own = tmp_path / "own"
-    own.write_text("7:memory:/x\n4:cpu,cpuacct:/c\n0::/a/b\n")
+    own = control_groups(tmp_path, files)
     assert procfs.memory_limit(tmp_path, own) == limit
     assert procfs.memory_kills(tmp_path, own) == kills

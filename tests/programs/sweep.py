@@ -504,7 +504,7 @@ def main(mode: str, out: str, *some: str) -> int:
         if not wanted or group in wanted or name in wanted
     ]
     for group, name, build in chosen[first::every]:
-        if ddp_gd.size() == 1 and name == "AugMix":
+        if name == "AugMix" and name not in refused:
             continue  # what Python draws depends on how often Keras traces it
         result = found[f"{group}: {name}"] = outcome(
             build, bool(bitwise), "BatchNormalization" in name

@@ -133,7 +133,6 @@ class Trial:
         moved = self._run_whole()
         begin()
         again = self._run_whole()
-        begin()
         share = self._run_parts(begin)
         return Look(before, whole, moved, again, share, self._same(share))
 
@@ -149,8 +148,9 @@ class Trial:
         return After(ran, self._values())
 
     def _run_parts(self, begin: Callable[[], None]) -> After:
-        """Run the step on this worker's part; `begin` puts the variables back to where it began."""
+        """Run the step on this worker's part; `begin` puts the variables to where it begins."""
         assert isinstance(self._step, OwnStep)
+        begin()
         own = share_of_rows(self._rows, self._start, self._size)
         return After(self._run(self._step, own, self._start, self._size), self._values())
 

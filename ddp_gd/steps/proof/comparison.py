@@ -93,7 +93,9 @@ class Comparison:
             left = {id(v): t for v, t in zip(changed, one.metrics, strict=True)}
             left_all = [left.get(id(v), t) for v, t in zip(own.metrics, zeros, strict=True)]
             again = _evidence(of_whole, state + others, *whole_rows, total, left_all, met)
-            began = dict(zip(map(id, [*own.weights, *own.others]), [*state, *others], strict=True))
+            values = dict(zip(map(id, [*own.weights, *own.others]), [*state, *others], strict=True))
+            before = [values[id(v)].numpy() for v in step.layout.changes.state]
+            del values  # nor here
             pieces, sizes = [], []
             for first, size in self._cuts():
                 piece = [_at_least_one(row[first : first + size]) for row in self.rows]
@@ -115,7 +117,7 @@ class Comparison:
                         tf.constant([size for size in sizes if size], tf.int32)
                     ).numpy(),
                     layout=step.layout,
-                    before=[began[id(v)].numpy() for v in step.layout.changes.state],
+                    before=before,
                 )
             )
             new = dict(zip(map(id, step.layout.changes.state), one.state, strict=True))
